@@ -37,6 +37,7 @@
 #define LIMIT_LIST_DEFAULT 50
 #define LIMIT_LIST_MAX 500
 #define LIMIT_REQUEST_ID 128
+#define LIMIT_OWNER_MAX 129 // 128 characters + NUL
 #define LIMIT_DISCARD_BYTES (16u << 20)    // a refused upload is drained this far, then cut
 #define LIMIT_HEADER_SECONDS 10
 #define LIMIT_BODY_IDLE_SECONDS 30
