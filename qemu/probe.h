@@ -1,0 +1,21 @@
+// probe.h - which accelerator really works here: the kernel booted under KVM to the agent's hello, with a deadline,
+// because a /dev/kvm that opens proves nothing. The verdict is kept per (host boot id, QEMU build, kernel digest) in
+// a small JSON file and asked for again when any of them changes. Blocking; worker threads.
+#ifndef AIRLOCK_QEMU_PROBE_H
+#define AIRLOCK_QEMU_PROBE_H
+
+#include "qemu/vm.h"
+
+struct probe_verdict {
+    bool kvm_usable;
+    char reason[160];          // for people: "guest did not reach its agent within 10 s" …
+    int64_t probed_at_ms;
+    bool from_cache;
+};
+
+// state_dirfd: where accel.json is kept; run_dirfd_parent: where a scratch run directory may be made; spec template
+// gives kernel, initrd (root and disk may be -1: the agent answers hello with FATAL or READY, both prove the boot).
+int probe_kvm(int state_dirfd, int run_parent_dirfd, const struct vm_spec *spec, const char *kernel_digest,
+              int timeout_ms, struct probe_verdict *ret, struct err *err);
+
+#endif
