@@ -1,0 +1,29 @@
+// state.h - the states of a sandbox, the moves between them, and the invariant; pure.
+//
+//                    +-----------------------------------------------------------+
+//   (create)         v                                                           |
+//   starting ---> running <--> paused            stopped <--- stopping <--- running, paused
+//      |             |  \         |                 |  \
+//      |             |   +--> cold <--> restoring   |   +---> starting (start: boots from its disk)
+//      v             v                              v
+//    failed        failed / stopped              destroyed   <--- from every state (delete wins)
+//
+// Invariant: a VM (struct vm) exists only in starting, running, paused, stopping and restoring; destroyed is final.
+#ifndef AIRLOCK_SANDBOX_STATE_H
+#define AIRLOCK_SANDBOX_STATE_H
+
+#include "base/sm.h"
+
+enum sandbox_state { // stored: pinned
+    SANDBOX_STARTING = 1, SANDBOX_RUNNING = 2, SANDBOX_PAUSED = 3, SANDBOX_COLD = 4, SANDBOX_RESTORING = 5,
+    SANDBOX_STOPPING = 6, SANDBOX_STOPPED = 7, SANDBOX_FAILED = 8, SANDBOX_DESTROYED = 9,
+};
+#define SANDBOX_STATES 10 // index 0 is unused
+
+extern const struct sm_state SANDBOX_STATE_TABLE[SANDBOX_STATES];
+
+const char *sandbox_state_name(int state);      // "running"
+int sandbox_state_parse(const char *name);      // -1: none such
+bool sandbox_state_has_vm(int state);
+
+#endif
