@@ -1,0 +1,75 @@
+// command_int.h - a live command, shared by command.c (requests), command_life.c (what the guest says, the outcome) and
+// command_io.c (output to its spool). All fields under sandbox.lock where not said otherwise.
+#ifndef AIRLOCK_SANDBOX_COMMAND_INT_H
+#define AIRLOCK_SANDBOX_COMMAND_INT_H
+
+#include "proto/frame.h"
+#include "sandbox/internal.h"
+
+// A piece of output as it came, waiting for the spool.
+struct piece {
+    struct piece *next;
+    uint64_t offset;
+    uint32_t len;
+    uint8_t stream;              // enum spool_stream
+    uint8_t data[];
+};
+
+#define REDACT_TAIL 64
+
+struct command {
+    struct command *next;
+    struct sandbox *s;           // borrowed: the sandbox outlives its commands
+    struct command_row row;      // changes only before it is listed, and by the outcome
+    struct admission a;
+    int success_status;
+    struct command_callbacks cb;
+    struct buf run;              // the encoded RUN, until it is sent
+    bool listed, sent, exited, finishing;
+    unsigned seen;               // session in which the agent is known to hold it
+    // Outcome as the agent told it.
+    uint64_t total[2];
+    int64_t exit_seen_ms;        // monotonic
+    int64_t retry_at_ms;         // the outcome could not be kept: again then
+    // Output: received → spooled (durable). `tail` holds bytes that may become a secret.
+    uint64_t recv[2], spooled[2];
+    uint8_t tail[2][REDACT_TAIL];
+    size_t tail_len[2];
+    struct piece *pending, *pending_last;
+    bool io_busy, redacted;      // redacted: of the io job alone
+    struct spool *spool;         // of the io job alone
+    // Standard input.
+    char *inline_stdin;          // kept until the guest took it
+    size_t inline_len;
+    uint64_t stdin_sent, stdin_credit;
+    bool stdin_eof_sent;
+    struct stdin_call *stdin_call; // at most one waits for credit
+    // Handing over instead of spooling (archives): under sandbox.lock, must not block.
+    void (*raw_output)(struct command *c, const struct msg_data *d);
+    void (*raw_stdin)(struct command *c);
+    void (*raw_finished)(struct command *c); // instead of cb.done
+    void *raw_arg;
+    // The outcome's transaction.
+    struct change change;
+    struct job_row job;
+    json_t *facts;
+    char *problem;
+    struct err err;
+};
+
+struct command *command_by_agent_id(struct sandbox *s, uint64_t id);  // under lock
+struct command *command_by_id(struct sandbox *s, const char *id);     // under lock
+void command_free(struct command *c);
+void command_try_finish_locked(struct command *c);
+void command_finish_locked(struct command *c, enum command_outcome outcome);
+// Sends what stdin may go within the window. Under lock.
+void command_feed_locked(struct command *c);
+void stdin_call_end(struct command *c, const struct err *err);        // under lock; takes c->stdin_call
+// Encodes RUN. 0, or -1.
+int command_encode(struct command *c, const struct command_request *r, const char *sandbox_env_json, struct err *err);
+// Lists, journals and starts c (taken); answers by c->cb.
+void command_launch(struct command *c, const struct command_request *r);
+struct command *command_new(struct sandbox *s, const struct command_request *r, const struct admission *a, int status,
+                            struct err *err);
+
+#endif

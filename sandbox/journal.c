@@ -1,0 +1,96 @@
+// One durable step of a sandbox or job, with everything that proves it, in one transaction.
+#include "sandbox/internal.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static const struct sandbox_row *row_of(const struct change *c)
+{
+    return c->insert ? c->insert : c->update;
+}
+
+static int tell_state(struct store_tx *tx, const struct change *c, struct err *err)
+{
+    const struct sandbox_row *row = row_of(c);
+    if (c->from_state > 0) {
+        struct sm sm;
+        sm_init(&sm, SANDBOX_STATE_TABLE, SANDBOX_STATES, c->from_state);
+        if (!sm_move(&sm, row->state))
+            return err_set(err, ERR_INTERNAL, "forbidden_move", "the sandbox cannot go from %s to %s",
+                           sandbox_state_name(c->from_state), sandbox_state_name(row->state));
+    }
+    CLEANUP_JSON json_t *facts = json_object();
+    json_put_str(facts, "from", c->from_state > 0 ? sandbox_state_name(c->from_state) : NULL);
+    json_put_str(facts, "to", sandbox_state_name(row->state));
+    json_put_str(facts, "cause", c->cause ? c->cause : "request");
+    json_put_str(facts, "state_reason", *row->state_reason ? row->state_reason : NULL);
+    const struct audit_note note = {.tenant = row->tenant, .operation = "sandbox.state", .sandbox_id = row->id,
+                                    .decision = "allowed", .outcome = sandbox_state_name(row->state),
+                                    .facts = facts};
+    if (audit_append(tx, &note, err) != 0)
+        return -1;
+    CLEANUP_FREE char *data = json_dumps(facts, JSON_COMPACT);
+    return event_append(tx, row->tenant, "sandbox.state", row->id, data, err);
+}
+
+static int settle(struct store_tx *tx, const struct change *c, struct err *err)
+{
+    const struct settlement s = {.outcome = c->outcome, .status = c->status, .ref = c->ref,
+                                 .problem_json = c->problem_json, .facts = c->facts, .forget_idem = c->forget_idem};
+    return evidence_settle(tx, c->settle, &s, err);
+}
+
+int change_apply(struct store_tx *tx, const struct change *c, struct err *err)
+{
+    if (c->admit && evidence_admit(tx, c->admit, c->admit_facts, err) != 0)
+        return -1;
+    if (c->insert && sandbox_insert(tx, c->insert, c->max_live, err) != 0)
+        return -1;
+    if (c->update && sandbox_update(tx, c->update, err) != 0)
+        return -1;
+    if (c->job_insert && job_insert(tx, c->job_insert, err) != 0)
+        return -1;
+    if (c->job_update && job_update(tx, c->job_update, err) != 0)
+        return -1;
+    if (row_of(c) && c->from_state != row_of(c)->state && c->from_state != 0 && tell_state(tx, c, err) != 0)
+        return -1;
+    if (c->settle && settle(tx, c, err) != 0)
+        return -1;
+    return 0;
+}
+
+static int apply_fn(struct store_tx *tx, void *arg, struct err *err)
+{
+    return change_apply(tx, arg, err);
+}
+
+int change_commit(struct manager *m, const struct change *c, struct err *err)
+{
+    return store_write(m->store, apply_fn, (void *)c, err);
+}
+
+char *problem_of(struct manager *m, const struct err *err, const struct admission *a, int *ret_status)
+{
+    return m->o.render_problem(err, a, ret_status);
+}
+
+char *change_set_failure(struct manager *m, struct change *c, const struct admission *a, const struct err *err)
+{
+    char *problem = problem_of(m, err, a, &c->status);
+    c->outcome = err->kind == ERR_CONFLICT && strcmp(err->code, "deleted") == 0 ? "cancelled" : "failed";
+    c->problem_json = problem;
+    c->forget_idem = c->status == 401 || c->status == 429 || c->status >= 500;
+    return problem;
+}
+
+void system_admission(struct admission *a, const char *tenant, const char *operation, const char *sandbox_id)
+{
+    memset(a, 0, sizeof *a);
+    snprintf(a->tenant, sizeof a->tenant, "%s", tenant);
+    snprintf(a->operation, sizeof a->operation, "%s", operation);
+    snprintf(a->sandbox_id, sizeof a->sandbox_id, "%s", sandbox_id);
+    snprintf(a->request_id, sizeof a->request_id, "system");
+    id_new(ID_AUDIT, a->audit_id);
+    id_new(ID_RECEIPT, a->receipt_id);
+}
