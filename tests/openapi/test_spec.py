@@ -2,6 +2,7 @@
 """Checks of openapi/openapi.yaml that a general linter does not know. Usage: test_spec.py [openapi.yaml]
 
 Prints one line per check, exits 1 when one failed. Needs python3-yaml and python3-jsonschema (Debian)."""
+import json
 import os
 import re
 import sys
@@ -218,6 +219,13 @@ def every_schema(node, where=""):
             yield from every_schema(sub, f"{where}/{n}")
 
 
+def every_node(node):
+    if isinstance(node, dict):
+        yield "", node
+    for sub in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+        yield from every_node(sub)
+
+
 def patterns():
     # Read alike by ECMA-262 and POSIX ERE: no classes by letter, no groups with ?, no lazy quantifiers.
     for where, node in every_schema(SPEC):
@@ -334,7 +342,6 @@ def sse_faults(content, text):
         if schema is None:
             yield f"event {fields.get('event')} is not declared"
             continue
-        import json
         yield from faults_of(schema, json.loads(fields["data"]))
 
 
@@ -358,6 +365,19 @@ def examples():
         for p in parameters(item, op):
             for fault in faults_of(p["schema"], p["example"]):
                 yield f"{op['operationId']} {p['name']}: {fault}"
+
+
+def used_components():
+    used = {node["$ref"] for _, node in every_node(SPEC) if isinstance(node.get("$ref"), str)}
+    for kind, group in SPEC["components"].items():
+        for name in group:
+            if kind != "securitySchemes" and f"#/components/{kind}/{name}" not in used:
+                yield f"{kind} {name}"
+    for ref in used:
+        try:
+            resolve({"$ref": ref})
+        except KeyError:
+            yield f"{ref} leads nowhere"
 
 
 def refused():
@@ -402,6 +422,7 @@ check("problem statuses are listed", statuses())
 check("limits are those of the contract", limits())
 check("unbuilt fields are marked", unbuilt())
 check("examples are valid", examples())
+check("components are used and references lead somewhere", used_components())
 check("faulty bodies are refused", refused())
 print(f"1..{number}")
 print(f"# {sum(1 for _ in operations())} operations, {len(SPEC['components']['schemas'])} schemas")
