@@ -14,6 +14,7 @@ sys.path.insert(0, os.path.join(HERE, "../../openapi"))
 sys.dont_write_bytecode = True
 
 import jsonschema  # noqa: E402
+import docs_page  # noqa: E402
 import to_json  # noqa: E402
 
 SPEC = to_json.load(sys.argv[1] if len(sys.argv) > 1 else os.path.join(HERE, "../../openapi/openapi.yaml"))
@@ -380,6 +381,22 @@ def used_components():
             yield f"{ref} leads nowhere"
 
 
+def page():
+    text = docs_page.render(SPEC)
+    ids = re.findall(r'\bid="([^"]+)"', text)
+    for one in sorted({i for i in ids if ids.count(i) > 1}):
+        yield f"id {one} twice"
+    for target in sorted(set(re.findall(r"href=[\"']#([^\"']+)", text)) - set(ids)):
+        yield f"link to #{target} leads nowhere"
+    outside = set(re.findall(r"(?:src|href)=[\"'](?!#)([^\"']+)", text)) - {"/openapi.json"}
+    outside |= set(re.findall(r"url\(|@import|<script|<link", text))
+    for one in sorted(outside):
+        yield f"loads {one}"
+    for path, method, item, op in operations():
+        if op["operationId"] not in ids:
+            yield f"{op['operationId']} is not on the page"
+
+
 def refused():
     """Bodies that must not pass, so that the schemas are as closed as they look."""
     life = {"ttl_seconds": 60, "on_expiry": "destroy"}
@@ -423,6 +440,7 @@ check("limits are those of the contract", limits())
 check("unbuilt fields are marked", unbuilt())
 check("examples are valid", examples())
 check("components are used and references lead somewhere", used_components())
+check("the page names every operation and loads nothing", page())
 check("faulty bodies are refused", refused())
 print(f"1..{number}")
 print(f"# {sum(1 for _ in operations())} operations, {len(SPEC['components']['schemas'])} schemas")
