@@ -7,6 +7,7 @@
 #define AIRLOCK_BASE_ERR_H
 
 #include <stdarg.h>
+#include <stdbool.h>
 
 // The kinds of the wire contract (docs/errors.md), each asking for another recovery by the caller.
 enum err_kind {
