@@ -205,9 +205,9 @@ static void unlist_locked(struct command *c)
 
 static void refuse(struct command *c, const struct err *err)
 {
-    if (c->raw_finished) {
+    if (c->archive) {
         c->err = *err;
-        c->raw_finished(c);
+        archive_finished(c);
     } else {
         c->cb.done(c->cb.arg, NULL, err);
     }
@@ -245,13 +245,17 @@ static void admitted(void *arg, const struct err *err)
         sent = vm_send(s->vm, FRAME_RUN, c->row.agent_id, &c->run, &send_err) == 0;
     }
     buf_free(&c->run);
+    struct transfer *wake = NULL;
     if (sent) {
         c->sent = true;
         command_feed_locked(c);
+        wake = archive_sent_locked(c);
     } else if (!c->finishing) {
         command_finish_locked(c, OUTCOME_LOST);
     }
     pthread_mutex_unlock(&s->lock);
+    if (wake)
+        archive_wake(wake);
     sandbox_unref(s);
 }
 
@@ -536,8 +540,6 @@ void command_feed_locked(struct command *c)
         if (all || (err.kind != ERR_NONE && strcmp(err.code, "channel_busy") != 0))
             stdin_call_end(c, all ? NULL : &err);
     }
-    if (c->raw_stdin)
-        c->raw_stdin(c);
 }
 
 static void stdin_go(struct act *act)

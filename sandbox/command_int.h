@@ -44,11 +44,8 @@ struct command {
     uint64_t stdin_sent, stdin_credit;
     bool stdin_eof_sent;
     struct stdin_call *stdin_call; // at most one waits for credit
-    // Handing over instead of spooling (archives): under sandbox.lock, must not block.
-    void (*raw_output)(struct command *c, const struct msg_data *d);
-    void (*raw_stdin)(struct command *c);
-    void (*raw_finished)(struct command *c); // instead of cb.done
-    void *raw_arg;
+    struct transfer *archive;    // output and stdin are a client's stream instead of a spool; reference
+    bool aborted;                // the client of the archive went away
     // The outcome's transaction.
     struct change change;
     struct job_row job;
@@ -65,6 +62,15 @@ void command_finish_locked(struct command *c, enum command_outcome outcome);
 // Sends what stdin may go within the window. Under lock.
 void command_feed_locked(struct command *c);
 void stdin_call_end(struct command *c, const struct err *err);        // under lock; takes c->stdin_call
+// archive.c: under lock; true where the client is to be woken after the unlock.
+bool archive_output_locked(struct command *c, const struct msg_data *d);
+// The command behind an archive has ended or was refused (c->err): tells the client. Not under the lock.
+void archive_finished(struct command *c);
+// RUN was sent: a transfer to wake after the unlock, or NULL.
+struct transfer *archive_sent_locked(struct command *c);
+void archive_fill_row(struct command *c);
+struct transfer *archive_ref(struct command *c);
+void archive_wake(struct transfer *t);                   // drops the reference
 // Encodes RUN. 0, or -1.
 int command_encode(struct command *c, const struct command_request *r, const char *sandbox_env_json, struct err *err);
 // Lists, journals and starts c (taken); answers by c->cb.

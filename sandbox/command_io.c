@@ -28,8 +28,9 @@ void commands_on_output(struct sandbox *s, uint64_t id, const struct msg_data *d
     const int stream = d->stream == MSG_STDERR;
     pthread_mutex_lock(&s->lock);
     struct command *c = command_by_agent_id(s, id);
-    if (c && c->raw_output) {
-        c->raw_output(c, d);
+    struct transfer *wake = NULL;
+    if (c && c->archive) {
+        wake = archive_output_locked(c, d) ? archive_ref(c) : NULL;
         command_try_finish_locked(c);
     } else if (c && !c->finishing && d->offset <= c->recv[stream]) {
         const uint64_t known = c->recv[stream] - d->offset; // bytes that a resend repeats
@@ -42,6 +43,8 @@ void commands_on_output(struct sandbox *s, uint64_t id, const struct msg_data *d
         }
     }
     pthread_mutex_unlock(&s->lock);
+    if (wake)
+        archive_wake(wake);
 }
 
 // ---- storing (io job) -------------------------------------------------------------------------------------------------
@@ -162,7 +165,7 @@ static void free_pieces(struct piece *p)
 
 static bool wants_io(const struct command *c)
 {
-    if (c->finishing || c->io_busy || c->raw_output)
+    if (c->finishing || c->io_busy || c->archive)
         return false;
     const bool flush = c->exited && !c->pending && c->recv[0] >= c->total[0] && c->recv[1] >= c->total[1] &&
                        (c->tail_len[0] || c->tail_len[1]);

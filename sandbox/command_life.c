@@ -176,11 +176,15 @@ void commands_on_stdin_credit(struct sandbox *s, uint64_t id, uint64_t offset)
 {
     pthread_mutex_lock(&s->lock);
     struct command *c = command_by_agent_id(s, id);
+    struct transfer *wake = NULL;
     if (c && offset <= c->stdin_sent && offset > c->stdin_credit) {
         c->stdin_credit = offset;
         command_feed_locked(c);
+        wake = c->archive ? archive_ref(c) : NULL;
     }
     pthread_mutex_unlock(&s->lock);
+    if (wake)
+        archive_wake(wake);
 }
 
 // A session is up: send output again from where we are; what the agent does not know was lost on the way.
@@ -238,7 +242,9 @@ static void take_spool(struct command *c)
 {
     struct command_row *row = &c->row;
     struct err err = {0};
-    if (!c->spool && !c->raw_output)
+    if (c->archive)
+        archive_fill_row(c);
+    else if (!c->spool)
         c->spool = spool_open(c->s->out_dirfd, row->id, &err);
     if (!c->spool)
         return;
@@ -309,8 +315,8 @@ static void outcome_done(void *arg, const struct err *err)
     pthread_mutex_unlock(&s->lock);
     drop_stdin_file(c);
     hub_notify(s->m->hub, c->row.id);
-    if (c->raw_finished)
-        c->raw_finished(c);
+    if (c->archive)
+        archive_finished(c);
     else if (c->cb.done)
         c->cb.done(c->cb.arg, c->err.kind == ERR_NONE ? &c->row : NULL, c->err.kind == ERR_NONE ? err : &c->err);
     command_free(c);
@@ -339,7 +345,7 @@ static void outcome_submit(void *arg)
     c->facts = outcome_facts(c);
     memset(&c->change, 0, sizeof c->change);
     c->change.settle = &c->a;
-    c->change.outcome = command_outcome_name(row->outcome);
+    c->change.outcome = c->aborted ? "aborted" : command_outcome_name(row->outcome);
     c->change.status = row->check && !succeeded(row) ? 422 : c->success_status;
     c->change.ref = row->id;
     c->change.facts = c->facts;
@@ -370,7 +376,7 @@ void command_try_finish_locked(struct command *c)
 {
     if (!c->exited || c->finishing || c->io_busy || c->pending)
         return;
-    if (c->raw_output ? false : c->tail_len[0] > 0 || c->tail_len[1] > 0)
+    if (c->tail_len[0] > 0 || c->tail_len[1] > 0)
         return;
     if (c->recv[0] < c->total[0] || c->recv[1] < c->total[1])
         return;

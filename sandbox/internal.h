@@ -204,6 +204,7 @@ void create_resume(struct sandbox *s, struct op *op);           // reconcile: VM
 extern const struct vm_callbacks SANDBOX_VM_CALLBACKS;          // events.c
 void stop_run(struct sandbox *s, struct op *op);                // lifecycle.c
 void delete_run(struct sandbox *s, struct op *op);
+void manager_delete_by_system(struct sandbox *s, const struct admission *a, const char *cause);
 void patch_run(struct sandbox *s, struct op *op);
 void detach_run(struct sandbox *s, struct op *op);
 void gone_run(struct sandbox *s, struct op *op);

@@ -366,9 +366,8 @@ static int answer(const struct op_callbacks *cb, const struct err *err)
     return 0;
 }
 
-static int queue(struct manager *m, struct sandbox *s, struct op *op, const struct op_callbacks *cb)
+static int queue(struct sandbox *s, struct op *op, const struct op_callbacks *cb)
 {
-    (void)m;
     if (op) {
         snprintf(op->a.sandbox_id, sizeof op->a.sandbox_id, "%s", s->id);
         id_new(ID_JOB, op->a.job_id);
@@ -415,7 +414,7 @@ int manager_verb(struct manager *m, const char *id, enum sandbox_verb verb, cons
         op->wants_slot = VERBS[verb].slot;
         snprintf(op->owner, sizeof op->owner, "%s", owner ? owner : "");
     }
-    return queue(m, s, op, cb);
+    return queue(s, op, cb);
 }
 
 int manager_patch(struct manager *m, const char *id, const struct sandbox_patch *p, const struct admission *a,
@@ -431,7 +430,7 @@ int manager_patch(struct manager *m, const char *id, const struct sandbox_patch 
         op->if_generation = p->if_generation;
         snprintf(op->on_expiry, sizeof op->on_expiry, "%s", p->on_expiry ? p->on_expiry : "");
     }
-    return queue(m, s, op, cb);
+    return queue(s, op, cb);
 }
 
 // The second DELETE of a destroyed sandbox: the same report, with a receipt of its own.
@@ -479,27 +478,41 @@ static int delete_again(struct manager *m, const char *id, const struct admissio
     return answer(cb, &err);
 }
 
+static void enqueue_delete(struct sandbox *s, struct op *op)
+{
+    snprintf(op->a.sandbox_id, sizeof op->a.sandbox_id, "%s", s->id);
+    id_new(ID_JOB, op->a.job_id);
+    pthread_mutex_lock(&s->lock);
+    s->delete_wanted = true;
+    if (s->info->row.state == SANDBOX_STARTING && s->vm)
+        vm_kill(s->vm); // ends the wait for its agent
+    pthread_mutex_unlock(&s->lock);
+    op_enqueue(s, op);
+    ops_kick_for_delete(s);
+}
+
 int manager_delete(struct manager *m, const char *id, const struct admission *a, int success_status,
                    const struct op_callbacks *cb)
 {
+    struct err err = {0};
     struct sandbox *s = registry_find(m, a->tenant, id, NULL);
     if (!s)
         return delete_again(m, id, a, success_status, cb);
     struct op *op = op_new("delete", delete_run, a, success_status, cb);
-    if (op) {
-        if (strcmp(a->request_id, "system") == 0)
-            snprintf(op->cause, sizeof op->cause, "expired");
-        pthread_mutex_lock(&s->lock);
-        s->delete_wanted = true;
-        struct vm *booting = s->info->row.state == SANDBOX_STARTING ? s->vm : NULL;
-        if (booting)
-            vm_kill(booting); // ends the wait for its agent
-        pthread_mutex_unlock(&s->lock);
-        sandbox_ref(s);
-        queue(m, s, op, cb);
-        ops_kick_for_delete(s);
-        sandbox_unref(s);
+    if (op)
+        enqueue_delete(s, op);
+    sandbox_unref(s);
+    if (op)
         return 0;
-    }
-    return queue(m, s, op, cb);
+    err_set(&err, ERR_INTERNAL, "out_of_memory", "out of memory");
+    return answer(cb, &err);
+}
+
+void manager_delete_by_system(struct sandbox *s, const struct admission *a, const char *cause)
+{
+    struct op *op = op_new("delete", delete_run, a, 200, NULL);
+    if (!op)
+        return; // the next tick tries again
+    snprintf(op->cause, sizeof op->cause, "%s", cause);
+    enqueue_delete(s, op);
 }

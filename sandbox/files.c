@@ -1,0 +1,709 @@
+// Files of a guest: calls, reads and writes over the agent, in bounded windows.
+#include "sandbox/transfer.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/crypto.h"
+#include "base/path.h"
+
+// ---- a transfer's life ----------------------------------------------------------------------------------------------
+static void act_done(struct act *act, const struct err *err);
+static void act_go(struct act *act);
+static void write_finish_locked(struct transfer *t);
+
+struct transfer *transfer_new(struct manager *m, enum transfer_kind kind, const char *sandbox_id,
+                              const struct admission *a, int status, struct err *err)
+{
+    struct sandbox *s = registry_find(m, a->tenant, sandbox_id, NULL);
+    if (!s) {
+        struct sandbox_info *view = manager_get(m, a->tenant, sandbox_id, err);
+        if (view) {
+            sandbox_info_unref(view);
+            err_set(err, ERR_CONFLICT, "sandbox_not_running", "the sandbox is destroyed");
+        }
+        return NULL;
+    }
+    struct transfer *t = calloc(1, sizeof *t);
+    if (!t) {
+        sandbox_unref(s);
+        err_set(err, ERR_INTERNAL, "out_of_memory", "out of memory");
+        return NULL;
+    }
+    t->act = (struct act){.m = m, .a = *a, .status = status, .go = act_go, .done = act_done};
+    snprintf(t->act.a.sandbox_id, sizeof t->act.a.sandbox_id, "%s", sandbox_id);
+    t->s = s;
+    t->kind = kind;
+    t->refs = 2;
+    t->deadline_ms = clock_mono_ms() + FILE_DEADLINE_MS;
+    buf_init(&t->request, FRAME_PAYLOAD_MAX);
+    return t;
+}
+
+static void held_free(struct msg_file_result *r)
+{
+    free(r);
+}
+
+void transfer_unref(struct transfer *t)
+{
+    if (atomic_fetch_sub(&t->refs, 1) > 1)
+        return;
+    buf_free(&t->request);
+    sha256_free(t->hash);
+    free(t->ring.data);
+    held_free(t->held);
+    sandbox_unref(t->s);
+    free(t);
+}
+
+void transfer_list_locked(struct transfer *t)
+{
+    t->next = t->s->transfers;
+    t->s->transfers = t;
+    t->listed = true;
+}
+
+void transfer_unlist_locked(struct transfer *t)
+{
+    for (struct transfer **at = &t->s->transfers; *at; at = &(*at)->next)
+        if (*at == t) {
+            *at = t->next;
+            break;
+        }
+    t->listed = false;
+}
+
+// What the receipt or audit entry says: byte counts and hashes, never names or content.
+void transfer_facts(struct transfer *t)
+{
+    json_t *f = t->act.facts ? t->act.facts : json_object();
+    t->act.facts = f;
+    json_put_str(f, "path_hmac", t->path_digest);
+    if (t->kind == TRANSFER_CALL)
+        return;
+    json_put_int(f, "bytes", (int64_t)t->bytes);
+    if (t->hash) {
+        uint8_t sum[SHA256_BYTES];
+        char text[DIGEST_TEXT_MAX];
+        sha256_peek(t->hash, sum);
+        json_put_str(f, "sha256", crypto_digest_text(sum, text));
+    }
+}
+
+void transfer_end(struct transfer *t, const struct err *err)
+{
+    transfer_facts(t);
+    if (err && strcmp(err->code, "aborted") == 0)
+        t->act.outcome = "aborted";
+    if (t->kind == TRANSFER_WRITE && !err)
+        t->act.status = t->result.created ? 201 : 200;
+    act_end(&t->act, err);
+}
+
+// Admitted: to the guest.
+static void act_go(struct act *act)
+{
+    struct transfer *t = (struct transfer *)act;
+    struct sandbox *s = t->s;
+    struct err err = {0};
+    pthread_mutex_lock(&s->lock);
+    if (t->over) {
+        err = t->err;
+    } else if (sandbox_require_running(s, &err) == 0) {
+        t->id = vm_next_id(s->vm);
+        transfer_list_locked(t);
+        if (vm_send(s->vm, FRAME_FILE, t->id, &t->request, &err) != 0)
+            transfer_unlist_locked(t);
+        else
+            t->opened = true;
+        if (t->opened && t->finish_wanted)
+            write_finish_locked(t);
+    }
+    buf_free(&t->request);
+    if (err.kind != ERR_NONE) {
+        t->over = true;
+        t->err = err;
+    }
+    pthread_mutex_unlock(&s->lock);
+    if (err.kind != ERR_NONE)
+        transfer_end(t, &err);
+    else if (t->kind == TRANSFER_WRITE)
+        t->write_cb.writable(t->write_cb.arg);
+}
+
+static void tell_call(struct transfer *t, const struct err *err)
+{
+    if (t->call_done)
+        t->call_done(t->call_arg, err ? NULL : t->held, true, err);
+}
+
+static void tell_read(struct transfer *t, const struct err *err)
+{
+    pthread_mutex_lock(&t->s->lock);
+    const bool told = t->info_told, gone = t->client_gone;
+    t->info_told = true;
+    pthread_mutex_unlock(&t->s->lock);
+    if (gone)
+        return;
+    if (!told)
+        t->read_cb.info(t->read_cb.arg, NULL, err);
+    else
+        t->read_cb.readable(t->read_cb.arg);
+}
+
+// Settled (or never admitted): tell the client, give up the operation's reference.
+static void act_done(struct act *act, const struct err *err)
+{
+    struct transfer *t = (struct transfer *)act;
+    pthread_mutex_lock(&t->s->lock);
+    t->over = true;
+    if (err)
+        t->err = *err;
+    pthread_mutex_unlock(&t->s->lock);
+    switch (t->kind) {
+    case TRANSFER_CALL:
+        tell_call(t, err);
+        break;
+    case TRANSFER_READ:
+        if (err)
+            tell_read(t, err);
+        break;
+    case TRANSFER_WRITE:
+        t->write_cb.done(t->write_cb.arg, err ? NULL : &t->result, err);
+        break;
+    }
+    if (t->kind == TRANSFER_CALL)
+        transfer_unref(t); // calls have no handle
+    transfer_unref(t);
+}
+
+// ---- the guest's refusals -----------------------------------------------------------------------------------------
+static void status_error(const struct msg_file_result *r, struct err *err)
+{
+    switch ((enum msg_file_status)r->status) {
+    case MSG_FILE_OK:
+        return;
+    case MSG_FILE_NOT_FOUND:
+        err_set(err, ERR_NOT_FOUND, "file_not_found", "no such file or directory in the guest");
+        return;
+    case MSG_FILE_PERMISSION:
+        err_set(err, ERR_POLICY_DENIED, "permission_denied", "the guest's file permissions do not allow it");
+        return;
+    case MSG_FILE_OUTSIDE_ROOTS:
+        err_set(err, ERR_POLICY_DENIED, "path_outside_roots", "writes go below /work, /tmp and /home only");
+        err_remedy(err, "choose a path below one of them; symbolic links are resolved first");
+        return;
+    case MSG_FILE_NOT_REGULAR:
+        err_set(err, ERR_VALIDATION, "not_a_regular_file", "the path is not a regular file");
+        return;
+    case MSG_FILE_IS_DIRECTORY:
+        err_set(err, ERR_VALIDATION, "not_a_regular_file", "the path is a directory");
+        return;
+    case MSG_FILE_EXISTS:
+        err_set(err, ERR_PRECONDITION_FAILED, "exists", "the path exists already");
+        return;
+    case MSG_FILE_NOT_DIRECTORY:
+        err_set(err, ERR_VALIDATION, "not_a_directory", "a component of the path is not a directory");
+        return;
+    case MSG_FILE_NOT_EMPTY:
+        err_set(err, ERR_CONFLICT, "not_empty", "the directory is not empty");
+        err_remedy(err, "use recursive=true to remove it with its content");
+        return;
+    case MSG_FILE_NO_SPACE:
+        err_set(err, ERR_CONFLICT, "guest_disk_full", "the sandbox's disk is full");
+        return;
+    case MSG_FILE_RANGE:
+        err_set(err, ERR_RANGE, "range_not_satisfiable", "the range begins past the end of the file");
+        return;
+    case MSG_FILE_PATH_INVALID:
+        err_set(err, ERR_VALIDATION, "path_invalid", "the path is not valid");
+        return;
+    case MSG_FILE_USER_UNKNOWN:
+        err_set(err, ERR_VALIDATION, "user_unknown", "no such user in the guest");
+        return;
+    case MSG_FILE_ABORTED:
+        err_set(err, ERR_TRANSPORT_FAILED, "aborted", "the transfer was cut");
+        return;
+    case MSG_FILE_BUSY:
+        err_set(err, ERR_RATE_LIMITED, "too_many_transfers", "the guest serves as many file operations as it can");
+        return;
+    case MSG_FILE_READ_ONLY:
+        err_set(err, ERR_POLICY_DENIED, "read_only", "that part of the guest's filesystem is read-only");
+        return;
+    case MSG_FILE_LOOP:
+        err_set(err, ERR_VALIDATION, "symlink_loop", "too many symbolic links in the path");
+        return;
+    case MSG_FILE_NAME_TOO_LONG:
+        err_set(err, ERR_VALIDATION, "path_invalid", "a name in the path is too long for the guest");
+        return;
+    case MSG_FILE_ERROR:
+        break;
+    }
+    err_set(err, ERR_TRANSPORT_FAILED, "guest_io_error", "the guest could not do it (error %llu)",
+            (unsigned long long)r->sys_errno);
+}
+
+static struct transfer *find_locked(struct sandbox *s, uint64_t id)
+{
+    struct transfer *t = s->transfers;
+    while (t && t->id != id)
+        t = t->next;
+    return t;
+}
+
+// ---- calls ------------------------------------------------------------------------------------------------------
+static int encode(struct transfer *t, const struct msg_file *msg, struct err *err)
+{
+    const char *fault = path_fault((const char *)msg->path.data, msg->path.len);
+    if (!fault && msg->op == MSG_FILE_MOVE)
+        fault = path_fault((const char *)msg->to.data, msg->to.len);
+    if (fault)
+        return err_set(err, ERR_VALIDATION, "path_invalid", "%s", fault);
+    evidence_argv_hmac(t->act.m->store, msg->path.data, msg->path.len, t->path_digest);
+    if (msg_file_encode(&t->request, msg) != 0 || frame_has_magic(t->request.data, t->request.len))
+        return err_set(err, ERR_VALIDATION, "path_invalid", "the path cannot be sent to the guest");
+    return 0;
+}
+
+int file_call(struct manager *m, const struct file_call *call, const struct admission *a, int success_status,
+              void (*done)(void *arg, const struct msg_file_result *result, bool last, const struct err *err), void *arg)
+{
+    struct err err = {0};
+    struct transfer *t = transfer_new(m, TRANSFER_CALL, call->sandbox_id, a, success_status, &err);
+    if (!t || encode(t, &call->msg, &err) != 0) {
+        if (t) {
+            transfer_unref(t);
+            transfer_unref(t);
+        }
+        done(arg, NULL, true, &err);
+        return 0;
+    }
+    t->call_done = done;
+    t->call_arg = arg;
+    act_begin(&t->act);
+    return 0;
+}
+
+// A result that must outlive its frame: settled acts answer later. Their results carry no slices that matter.
+static void hold(struct transfer *t, const struct msg_file_result *r, struct err *err)
+{
+    t->held = malloc(sizeof *t->held);
+    if (!t->held) {
+        err_set(err, ERR_INTERNAL, "out_of_memory", "out of memory");
+        return;
+    }
+    *t->held = *r;
+    t->held->owner = t->held->group = t->held->target = (struct slice){0};
+    t->held->n_entries = 0;
+}
+
+// With a receipt the result is held until the act is settled; without, the client gets it as it came.
+static void call_result(struct transfer *t, const struct msg_file_result *r, bool last)
+{
+    struct err err = {0};
+    status_error(r, &err);
+    const bool receipt = *t->act.a.receipt_id;
+    if (err.kind != ERR_NONE || receipt) {
+        if (err.kind == ERR_NONE)
+            hold(t, r, &err);
+        transfer_end(t, err.kind != ERR_NONE ? &err : NULL);
+        return;
+    }
+    t->call_done(t->call_arg, r, last, NULL);
+    if (!last)
+        return;
+    t->call_done = NULL;
+    transfer_end(t, NULL);
+}
+
+// ---- rings ------------------------------------------------------------------------------------------------------
+size_t ring_put(struct ring *r, const uint8_t *data, size_t len)
+{
+    if (!r->data && !(r->data = malloc(RING_BYTES)))
+        return 0;
+    const size_t room = RING_BYTES - (size_t)(r->tail - r->head);
+    const size_t n = len < room ? len : room;
+    for (size_t done = 0; done < n;) {
+        const size_t at = (size_t)((r->tail + done) % RING_BYTES);
+        const size_t piece = n - done < RING_BYTES - at ? n - done : RING_BYTES - at;
+        memcpy(r->data + at, data + done, piece);
+        done += piece;
+    }
+    r->tail += n;
+    return n;
+}
+
+size_t ring_take(struct ring *r, uint8_t *out, size_t cap)
+{
+    const size_t have = (size_t)(r->tail - r->head);
+    const size_t n = cap < have ? cap : have;
+    for (size_t done = 0; done < n;) {
+        const size_t at = (size_t)((r->head + done) % RING_BYTES);
+        const size_t piece = n - done < RING_BYTES - at ? n - done : RING_BYTES - at;
+        memcpy(out + done, r->data + at, piece);
+        done += piece;
+    }
+    r->head += n;
+    return n;
+}
+
+// ---- reads ------------------------------------------------------------------------------------------------------
+struct file_read *file_read_begin(struct manager *m, const char *sandbox_id, const char *path, size_t path_len,
+                                  const char *user, uint64_t offset, uint64_t length, const struct admission *a,
+                                  int success_status, const struct file_read_callbacks *cb, struct err *err)
+{
+    struct transfer *t = transfer_new(m, TRANSFER_READ, sandbox_id, a, success_status, err);
+    if (!t)
+        return NULL;
+    const struct msg_file msg = {.op = MSG_FILE_READ, .path = {(const uint8_t *)path, path_len},
+                                 .user = {(const uint8_t *)user, strlen(user)}, .offset = offset, .length = length};
+    t->read_cb = *cb;
+    t->hash = sha256_new();
+    if (encode(t, &msg, err) != 0) {
+        transfer_unref(t);
+        transfer_unref(t);
+        return NULL;
+    }
+    act_begin(&t->act);
+    return (struct file_read *)t;
+}
+
+// Tells the guest that window is free again, in steps so that small takes do not become many frames.
+static void credit_read_locked(struct transfer *t)
+{
+    struct err err = {0};
+    if (t->over || !t->s->vm || t->ring.head - t->credited < VM_WINDOW_BYTES / 4)
+        return;
+    if (t->archive) {
+        archive_credit_locked(t);
+        return;
+    }
+    CLEANUP_BUF struct buf b = BUF_INIT(256);
+    const struct msg_offsets o = {.file_offset = t->ring.head};
+    if (msg_offsets_encode(&b, &o) == 0 && vm_send(t->s->vm, FRAME_FILE_CREDIT, t->id, &b, &err) == 0)
+        t->credited = t->ring.head;
+}
+
+int64_t file_read_take(struct file_read *r, void *out, size_t cap)
+{
+    struct transfer *t = (struct transfer *)r;
+    pthread_mutex_lock(&t->s->lock);
+    int64_t n = (int64_t)ring_take(&t->ring, out, cap);
+    if (n > 0) {
+        t->bytes += (uint64_t)n;
+        t->deadline_ms = clock_mono_ms() + FILE_DEADLINE_MS;
+        credit_read_locked(t);
+    } else if (t->eof) {
+        n = -1;
+    } else if (t->over) {
+        n = -2;
+    }
+    pthread_mutex_unlock(&t->s->lock);
+    if (n > 0 && t->hash)
+        sha256_update(t->hash, out, (size_t)n);
+    return n;
+}
+
+void file_read_end(struct file_read *r)
+{
+    struct transfer *t = (struct transfer *)r;
+    struct sandbox *s = t->s;
+    struct err err = {0};
+    pthread_mutex_lock(&s->lock);
+    const bool complete = t->eof && t->ring.head == t->ring.tail;
+    if (t->archive) { // its command settles it
+        t->client_gone = true;
+        if (!complete)
+            archive_stop_locked(t);
+        pthread_mutex_unlock(&s->lock);
+        transfer_unref(t);
+        return;
+    }
+    const bool settle = !t->over && (t->listed || t->eof);
+    const bool early = !t->over && !t->listed && !t->eof; // not yet admitted: go() sees over
+    t->client_gone = true;
+    if (!complete)
+        err_set(&err, ERR_TRANSPORT_FAILED, "aborted", "the client went away");
+    if (t->listed) {
+        transfer_unlist_locked(t);
+        struct err ignored = {0};
+        if (s->vm && s->session)
+            (void)vm_send(s->vm, FRAME_FILE_ABORT, t->id, NULL, &ignored);
+    }
+    if (settle || early) {
+        t->over = true;
+        t->err = err;
+    }
+    pthread_mutex_unlock(&s->lock);
+    if (settle)
+        transfer_end(t, complete ? NULL : &err);
+    transfer_unref(t);
+}
+
+void transfers_on_info(struct sandbox *s, uint64_t id, const struct msg_file_result *r)
+{
+    pthread_mutex_lock(&s->lock);
+    struct transfer *t = find_locked(s, id);
+    const bool tell = t && t->kind == TRANSFER_READ && !t->info_told && !t->client_gone;
+    if (tell) {
+        t->info_told = true;
+        atomic_fetch_add(&t->refs, 1);
+    }
+    pthread_mutex_unlock(&s->lock);
+    if (!tell)
+        return;
+    t->read_cb.info(t->read_cb.arg, r, NULL);
+    transfer_unref(t);
+}
+
+void transfers_on_data(struct sandbox *s, uint64_t id, const struct msg_data *d, bool last)
+{
+    pthread_mutex_lock(&s->lock);
+    struct transfer *t = find_locked(s, id);
+    bool tell = false, broken = false;
+    if (t && t->kind == TRANSFER_READ && !t->client_gone && !t->eof && d->offset == t->ring.tail) {
+        t->deadline_ms = clock_mono_ms() + FILE_DEADLINE_MS;
+        broken = ring_put(&t->ring, d->bytes.data, d->bytes.len) != d->bytes.len;
+        t->eof = last && !broken;
+        tell = true;
+        atomic_fetch_add(&t->refs, 1);
+        if (broken) { // more than the window: not an honest agent
+            transfer_unlist_locked(t);
+            t->over = true;
+        }
+    }
+    pthread_mutex_unlock(&s->lock);
+    if (!tell)
+        return;
+    if (broken) {
+        struct err err = {0};
+        err_set(&err, ERR_TRANSPORT_FAILED, "agent_violation", "the guest sent more than it may");
+        transfer_end(t, &err);
+    } else {
+        t->read_cb.readable(t->read_cb.arg);
+    }
+    transfer_unref(t);
+}
+
+// ---- writes -----------------------------------------------------------------------------------------------------
+struct file_write *file_write_begin(struct manager *m, const char *sandbox_id, const char *path, size_t path_len,
+                                    const struct file_write_options *o, const struct admission *a,
+                                    const struct file_write_callbacks *cb, struct err *err)
+{
+    if (store_reserve_check(m->store, err) != 0)
+        return NULL;
+    struct transfer *t = transfer_new(m, TRANSFER_WRITE, sandbox_id, a, 200, err);
+    if (!t)
+        return NULL;
+    const struct msg_file msg = {.op = MSG_FILE_WRITE, .path = {(const uint8_t *)path, path_len},
+                                 .user = {(const uint8_t *)o->user, strlen(o->user)}, .mode = o->mode,
+                                 .mkdirs = o->mkdirs, .exclusive = o->exclusive};
+    t->write_cb = *cb;
+    t->hash = sha256_new();
+    if (encode(t, &msg, err) != 0) {
+        transfer_unref(t);
+        transfer_unref(t);
+        return NULL;
+    }
+    act_begin(&t->act);
+    return (struct file_write *)t;
+}
+
+static size_t write_locked(struct transfer *t, const uint8_t *data, size_t len)
+{
+    struct err err = {0};
+    const uint64_t window = VM_WINDOW_BYTES - (t->sent - t->credit);
+    const size_t n = len < window ? len : (size_t)window;
+    if (n == 0 || vm_send_data(t->s->vm, FRAME_FILE_DATA, t->id, MSG_FILE, t->sent, data, n, false, &err) != 0)
+        return 0;
+    t->sent += n;
+    return n;
+}
+
+int64_t file_write_push(struct file_write *w, const void *data, size_t len)
+{
+    struct transfer *t = (struct transfer *)w;
+    int64_t n = 0;
+    pthread_mutex_lock(&t->s->lock);
+    if (t->over)
+        n = -1;
+    else if (t->archive)
+        n = (int64_t)archive_write_locked(t, data, len);
+    else if (t->opened && t->s->vm && t->s->session)
+        n = (int64_t)write_locked(t, data, len);
+    if (n > 0) {
+        t->bytes += (uint64_t)n;
+        t->deadline_ms = clock_mono_ms() + FILE_DEADLINE_MS;
+    }
+    pthread_mutex_unlock(&t->s->lock);
+    if (n > 0 && t->hash)
+        sha256_update(t->hash, data, (size_t)n);
+    return n;
+}
+
+static void write_finish_locked(struct transfer *t)
+{
+    struct err err = {0};
+    if (t->finished || t->over || !t->s->vm || !(t->archive || t->opened))
+        return;
+    t->finished = true;
+    t->deadline_ms = clock_mono_ms() + FILE_DEADLINE_MS;
+    if (t->archive)
+        archive_finish_locked(t);
+    else
+        (void)vm_send_data(t->s->vm, FRAME_FILE_DATA, t->id, MSG_FILE, t->sent, NULL, 0, true, &err);
+}
+
+void file_write_finish(struct file_write *w)
+{
+    struct transfer *t = (struct transfer *)w;
+    pthread_mutex_lock(&t->s->lock);
+    t->finish_wanted = true;
+    write_finish_locked(t);
+    pthread_mutex_unlock(&t->s->lock);
+}
+
+void file_write_abort(struct file_write *w)
+{
+    struct transfer *t = (struct transfer *)w;
+    struct sandbox *s = t->s;
+    struct err err = {0}, ignored = {0};
+    err_set(&err, ERR_TRANSPORT_FAILED, "aborted", "the client went away");
+    pthread_mutex_lock(&s->lock);
+    if (t->archive) { // its command settles it
+        archive_stop_locked(t);
+        pthread_mutex_unlock(&s->lock);
+        return;
+    }
+    const bool settle = !t->over && t->listed && !t->finished;
+    if (settle) {
+        transfer_unlist_locked(t);
+        if (s->vm && s->session)
+            (void)vm_send(s->vm, FRAME_FILE_ABORT, t->id, NULL, &ignored);
+    }
+    if (settle || (!t->over && !t->listed)) {
+        t->over = true;
+        t->err = err;
+    }
+    pthread_mutex_unlock(&s->lock);
+    if (settle)
+        transfer_end(t, &err);
+}
+
+void file_write_free(struct file_write *w)
+{
+    if (w)
+        transfer_unref((struct transfer *)w);
+}
+
+void transfers_on_credit(struct sandbox *s, uint64_t id, uint64_t offset)
+{
+    pthread_mutex_lock(&s->lock);
+    struct transfer *t = find_locked(s, id);
+    bool tell = false;
+    if (t && t->kind == TRANSFER_WRITE && offset <= t->sent && offset > t->credit) {
+        t->credit = offset;
+        t->deadline_ms = clock_mono_ms() + FILE_DEADLINE_MS;
+        tell = !t->over;
+        if (tell)
+            atomic_fetch_add(&t->refs, 1);
+    }
+    pthread_mutex_unlock(&s->lock);
+    if (!tell)
+        return;
+    t->write_cb.writable(t->write_cb.arg);
+    transfer_unref(t);
+}
+
+// ---- results, losses, deadlines ---------------------------------------------------------------------------------------
+static void write_result(struct transfer *t, const struct msg_file_result *r, const struct err *err)
+{
+    uint8_t sum[SHA256_BYTES];
+    if (t->hash) {
+        sha256_peek(t->hash, sum);
+        crypto_digest_text(sum, t->result.sha256);
+    }
+    t->result.bytes = t->bytes;
+    t->result.created = r && r->created;
+    transfer_end(t, err);
+}
+
+void transfers_on_result(struct sandbox *s, uint64_t id, const struct msg_file_result *r, bool last)
+{
+    struct err err = {0};
+    pthread_mutex_lock(&s->lock);
+    struct transfer *t = find_locked(s, id);
+    const bool read_through = t && t->kind == TRANSFER_READ && t->eof && r->status == MSG_FILE_OK;
+    if (read_through) {
+        t->id = 0; // stays listed until the client took the rest
+    } else if (t && (last || r->status != MSG_FILE_OK)) {
+        last = true;
+        transfer_unlist_locked(t);
+    }
+    if (t)
+        t->deadline_ms = clock_mono_ms() + FILE_DEADLINE_MS;
+    pthread_mutex_unlock(&s->lock);
+    if (!t || read_through)
+        return;
+    status_error(r, &err);
+    switch (t->kind) {
+    case TRANSFER_CALL:
+        call_result(t, r, last);
+        break;
+    case TRANSFER_READ: // the end of content came with the data; a refusal or an error ends it here
+        if (err.kind == ERR_NONE)
+            err_set(&err, ERR_TRANSPORT_FAILED, "agent_violation", "the guest ended a file without its end");
+        transfer_end(t, &err);
+        break;
+    case TRANSFER_WRITE:
+        if (err.kind == ERR_NONE && r->size != t->bytes)
+            err_set(&err, ERR_TRANSPORT_FAILED, "short_write", "the guest wrote another number of bytes");
+        write_result(t, r, err.kind != ERR_NONE ? &err : NULL);
+        break;
+    }
+}
+
+// A read that is complete here, or whose client is slow, does not fail for the guest's silence.
+static bool spared(const struct transfer *t, int64_t now_ms)
+{
+    if (t->kind == TRANSFER_READ && (t->eof || (now_ms && t->ring.tail > t->ring.head)))
+        return true;
+    return now_ms && now_ms < t->deadline_ms;
+}
+
+// Ends those that are not spared; each is taken off the list first, outside any callback.
+static void fail_where(struct sandbox *s, int64_t now_ms, const struct err *err)
+{
+    for (;;) {
+        struct err ignored = {0};
+        pthread_mutex_lock(&s->lock);
+        struct transfer *t = s->transfers;
+        while (t && spared(t, now_ms))
+            t = t->next;
+        if (t) {
+            transfer_unlist_locked(t);
+            t->over = true;
+            t->err = *err;
+            if (now_ms && s->vm && s->session)
+                (void)vm_send(s->vm, FRAME_FILE_ABORT, t->id, NULL, &ignored);
+        }
+        pthread_mutex_unlock(&s->lock);
+        if (!t)
+            return;
+        transfer_end(t, err);
+    }
+}
+
+void transfers_fail_all(struct sandbox *s, const struct err *err)
+{
+    fail_where(s, 0, err);
+}
+
+void transfers_tick(struct sandbox *s, int64_t now_ms)
+{
+    struct err err = {0};
+    err_set(&err, ERR_TIMEOUT, "agent_timeout", "the guest did not answer a file operation in time");
+    fail_where(s, now_ms, &err);
+}

@@ -1,0 +1,114 @@
+// Once a second on the loop: what has expired ends, what waits too long is told, what is past its retention goes.
+#include "sandbox/internal.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#define PRUNE_EVERY_MS 60000
+
+// A ttl that passed: destroy or stop, once. A stopped sandbox that was to be stopped stays as it is.
+static void expire(struct sandbox *s, int64_t now_wall_ms)
+{
+    struct sandbox_info *view = sandbox_view(s);
+    const struct sandbox_row *row = &view->row;
+    const bool due = row->expires_at_ms > 0 && now_wall_ms >= row->expires_at_ms;
+    const bool stop = strcmp(row->on_expiry, "stop") == 0;
+    const bool act = due && (stop ? row->state == SANDBOX_RUNNING || row->state == SANDBOX_PAUSED
+                                  : row->state != SANDBOX_DESTROYED);
+    sandbox_info_unref(view);
+    pthread_mutex_lock(&s->lock);
+    const bool idle = !s->ops && !s->delete_wanted;
+    pthread_mutex_unlock(&s->lock);
+    if (!act || (stop && !idle) || (!stop && !idle && sandbox_present_state(s) != SANDBOX_STARTING))
+        return;
+    struct admission a;
+    if (stop) {
+        system_admission(&a, s->tenant, "sandbox.stop", s->id);
+        struct op *op = op_new("expire", stop_run, &a, 200, NULL);
+        if (!op)
+            return;
+        strcpy(op->cause, "expired");
+        id_new(ID_JOB, op->a.job_id);
+        op_enqueue(s, op);
+    } else {
+        pthread_mutex_lock(&s->lock);
+        const bool already = s->delete_wanted;
+        pthread_mutex_unlock(&s->lock);
+        if (already)
+            return;
+        log_info("sandbox %s: expired", s->id);
+        system_admission(&a, s->tenant, "sandbox.delete", s->id);
+        manager_delete_by_system(s, &a, "expired");
+    }
+}
+
+// ---- retention ----------------------------------------------------------------------------------------------------
+struct prune {
+    struct manager *m;
+    struct retention r;
+    json_t *ids;
+};
+
+static void prune_one(void *arg, const char *id)
+{
+    json_array_append_new(((struct prune *)arg)->ids, json_string(id));
+}
+
+static int prune_tx(struct store_tx *tx, void *arg, struct err *err)
+{
+    struct prune *p = arg;
+    return store_prune(tx, &p->r, prune_one, p, err) < 0 ? -1 : 0;
+}
+
+static void prune_work(void *arg)
+{
+    struct manager *m = arg;
+    struct err err = {0};
+    const int64_t now = clock_wall_ms();
+    struct prune p = {.m = m, .ids = json_array()};
+    p.r = (struct retention){.destroyed_before_ms = now - m->o.retention_ms,
+                             .idem_before_ms = now - (int64_t)LIMIT_IDEMPOTENCY_HOURS * 3600 * 1000,
+                             .events_before_ms = now - m->o.retention_ms, .max_rows = 500};
+    if (store_write(m->store, prune_tx, &p, &err) != 0) {
+        log_warn_limited("retention: %s %s", err.detail, err.internal);
+    } else {
+        size_t i;
+        json_t *id;
+        json_array_foreach(p.ids, i, id) {
+            uint64_t bytes = 0;
+            if (fd_remove_tree(m->sandboxes_dirfd, json_string_value(id), &bytes) != 0)
+                log_warn_limited("sandbox %s: its records could not be erased", json_string_value(id));
+        }
+    }
+    json_decref(p.ids);
+    atomic_fetch_sub(&m->active, 1);
+}
+
+void reaper_tick(void *arg)
+{
+    struct manager *m = arg;
+    static int64_t last_prune_ms; // of the loop's thread
+    const int64_t mono = clock_mono_ms(), wall = clock_wall_ms();
+    pthread_mutex_lock(&m->lock);
+    const bool go = !m->stopping, reconciled = m->reconciled;
+    m->tick = go ? loop_timer_add(m->loop, 1000, reaper_tick, m) : NULL;
+    pthread_mutex_unlock(&m->lock);
+    if (!go)
+        return;
+    size_t n;
+    struct sandbox **all = registry_all(m, &n);
+    for (size_t i = 0; all && i < n; i++) {
+        commands_tick(all[i], mono);
+        transfers_tick(all[i], mono);
+        if (reconciled)
+            expire(all[i], wall);
+        sandbox_unref(all[i]);
+    }
+    free(all);
+    if (reconciled && mono - last_prune_ms > PRUNE_EVERY_MS) {
+        last_prune_ms = mono;
+        atomic_fetch_add(&m->active, 1);
+        if (work_submit(m->io, prune_work, m) != 0)
+            atomic_fetch_sub(&m->active, 1);
+    }
+}

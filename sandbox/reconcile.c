@@ -1,0 +1,492 @@
+// What a start does about what an earlier server left: adopt what runs, finish or undo what was half done, end what
+// belongs to nobody. docs/restart.md has the table of every stage.
+#include "sandbox/internal.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#define ADOPT_READY_MS 20000
+
+// One sandbox's share of the work, on a worker.
+struct adopt {
+    struct manager *m;
+    struct sandbox *s;
+};
+
+// ---- admissions that were never settled ---------------------------------------------------------------------------------
+static bool keep_pending(void *arg, const struct admission *a)
+{
+    struct manager *m = arg;
+    struct admission *more = realloc(m->pending, (m->n_pending + 1) * sizeof *more);
+    if (!more)
+        return false;
+    m->pending = more;
+    m->pending[m->n_pending++] = *a;
+    return true;
+}
+
+bool pending_take(struct manager *m, const char *receipt_id, struct admission *ret)
+{
+    bool found = false;
+    pthread_mutex_lock(&m->pending_lock);
+    for (size_t i = 0; i < m->n_pending && !found; i++)
+        if (strcmp(m->pending[i].receipt_id, receipt_id) == 0) {
+            *ret = m->pending[i];
+            m->pending[i] = m->pending[--m->n_pending];
+            found = true;
+        }
+    pthread_mutex_unlock(&m->pending_lock);
+    return found;
+}
+
+// ---- jobs left behind -----------------------------------------------------------------------------------------------
+// Ends a job whose act is known to have become `outcome`.
+static void job_settle(struct manager *m, struct job_row *job, const struct admission *a, enum job_state state,
+                       const char *outcome, const struct err *why, int status)
+{
+    struct err err = {0};
+    struct change c = {.job_update = job, .settle = a, .outcome = outcome, .status = status, .ref = job->ref};
+    CLEANUP_FREE char *problem = NULL;
+    if (why) {
+        problem = change_set_failure(m, &c, a, why);
+        c.outcome = outcome;
+    }
+    job->state = state;
+    job->stage[0] = 0;
+    job->finished_at_ms = job->updated_at_ms = clock_wall_ms();
+    free(job->problem_json);
+    job->problem_json = problem ? strdup(problem) : NULL;
+    if (change_commit(m, &c, &err) != 0)
+        log_error("job %s: could not be ended: %s %s", job->id, err.detail, err.internal);
+}
+
+struct unfinished {
+    struct job_row *rows;
+    size_t n;
+    const char *sandbox_id;
+};
+
+static bool keep_job(void *arg, const struct job_row *row)
+{
+    struct unfinished *u = arg;
+    if (u->sandbox_id && strcmp(row->sandbox_id, u->sandbox_id) != 0)
+        return true;
+    struct job_row *more = realloc(u->rows, (u->n + 1) * sizeof *more);
+    if (!more)
+        return false;
+    u->rows = more;
+    struct job_row *to = &u->rows[u->n++];
+    *to = *row;
+    to->stages_json = row->stages_json ? strdup(row->stages_json) : NULL;
+    to->problem_json = row->problem_json ? strdup(row->problem_json) : NULL;
+    to->result_json = row->result_json ? strdup(row->result_json) : NULL;
+    return true;
+}
+
+static void unfinished_free(struct unfinished *u)
+{
+    for (size_t i = 0; i < u->n; i++)
+        job_row_free(&u->rows[i]);
+    free(u->rows);
+}
+
+// ---- one sandbox --------------------------------------------------------------------------------------------------
+static void commit_state(struct sandbox *s, int to, const char *reason, const char *cause)
+{
+    struct err err = {0};
+    struct sandbox_row row = {0};
+    struct sandbox_info *view = sandbox_view(s);
+    sandbox_row_copy(&row, &view->row);
+    sandbox_info_unref(view);
+    const int from = row.state;
+    row.state = to;
+    snprintf(row.state_reason, sizeof row.state_reason, "%s", reason ? reason : "");
+    row.generation++;
+    row.updated_at_ms = clock_wall_ms();
+    if (to == SANDBOX_DESTROYED)
+        row.destroyed_at_ms = row.updated_at_ms;
+    free(row.runtime_json);
+    row.runtime_json = NULL;
+    const struct change c = {.update = &row, .from_state = from, .cause = cause};
+    if (change_commit(s->m, &c, &err) != 0) {
+        log_error("sandbox %s: %s not recorded: %s %s", s->id, cause, err.detail, err.internal);
+        sandbox_row_free(&row);
+        return;
+    }
+    sandbox_publish(s, &row);
+}
+
+static json_t *runtime_of(struct sandbox *s)
+{
+    struct sandbox_info *view = sandbox_view(s);
+    json_t *runtime = view->row.runtime_json ? json_loads(view->row.runtime_json, 0, NULL) : NULL;
+    sandbox_info_unref(view);
+    return runtime;
+}
+
+static void uid_reserve(struct sandbox *s, const json_t *runtime)
+{
+    struct manager *m = s->m;
+    const unsigned uid = (unsigned)json_get_int(runtime, "jail_uid", 0);
+    pthread_mutex_lock(&m->lock);
+    if (uid >= m->o.uid_base && uid < m->o.uid_base + m->o.uid_count) {
+        m->uids[uid - m->o.uid_base] = 1;
+        s->vm_uid = uid;
+    }
+    pthread_mutex_unlock(&m->lock);
+}
+
+struct command_load {
+    struct sandbox *s;
+    bool live;   // false: nothing of it can still run
+};
+
+// Commands that had not finished: given back to the sandbox, or settled as lost.
+static bool load_command(void *arg, const struct command_row *row)
+{
+    struct command_load *l = arg;
+    struct err err = {0};
+    struct admission a;
+    if (strcmp(row->sandbox_id, l->s->id) != 0)
+        return true;
+    if (!pending_take(l->s->m, row->receipt_id, &a)) {
+        system_admission(&a, row->tenant, "command.run", row->sandbox_id);
+        snprintf(a.receipt_id, sizeof a.receipt_id, "%s", row->receipt_id);
+    }
+    snprintf(a.job_id, sizeof a.job_id, "%s", row->job_id);
+    snprintf(a.sandbox_id, sizeof a.sandbox_id, "%s", row->sandbox_id);
+    if (!row->internal && command_adopt(l->s, row, &a, &err) == 0)
+        return true;
+    command_lose(l->s->m, row, &a);
+    return true;
+}
+
+static int load_commands(struct sandbox *s, struct err *err)
+{
+    struct command_load l = {.s = s};
+    return command_each_unfinished_all_tenants(s->m->store, load_command, &l, err);
+}
+
+// Adopts the VM. VM_ADOPTED: session is up (or the agent is mute, which is told).
+static enum vm_adopt_verdict adopt_vm(struct sandbox *s, const json_t *runtime, struct err *err)
+{
+    struct vm *vm = NULL;
+    if (!runtime || s->run_dirfd < 0)
+        return VM_ADOPT_GONE;
+    uid_reserve(s, runtime);
+    pthread_mutex_lock(&s->lock);
+    s->vm_no++;
+    pthread_mutex_unlock(&s->lock);
+    const enum vm_adopt_verdict v =
+        vm_adopt(runtime, s->id, s->run_dirfd, s->m->loop, &SANDBOX_VM_CALLBACKS, s, &vm, err);
+    if (v != VM_ADOPTED)
+        return v;
+    pthread_mutex_lock(&s->lock);
+    s->vm = vm;
+    pthread_mutex_unlock(&s->lock);
+    return v;
+}
+
+static void end_stray(struct sandbox *s, const json_t *runtime)
+{
+    struct err err = {0};
+    if (vm_end_stray(runtime, s->id, s->m->o.cgroup_parent, &err) != 0)
+        log_error("sandbox %s: %s %s", s->id, err.detail, err.internal);
+    sandbox_uid_release(s);
+}
+
+static void gone_while_down(struct sandbox *s, enum vm_adopt_verdict v, const json_t *runtime)
+{
+    end_stray(s, runtime);
+    commands_finish_all(s, OUTCOME_LOST);
+    if (v == VM_ADOPT_HOST_REBOOTED)
+        commit_state(s, SANDBOX_STOPPED, "host_rebooted", "host_rebooted");
+    else
+        commit_state(s, SANDBOX_FAILED, "vm_died", "vm_died");
+}
+
+// running (and paused): adopted, or known to be gone.
+static void adopt_running(struct sandbox *s)
+{
+    struct err err = {0};
+    CLEANUP_JSON json_t *runtime = runtime_of(s);
+    const enum vm_adopt_verdict v = adopt_vm(s, runtime, &err);
+    if (v != VM_ADOPTED) {
+        log_warn("sandbox %s: not adopted: %s %s", s->id, err.detail, err.internal);
+        gone_while_down(s, v, runtime);
+        return;
+    }
+    sandbox_log_gap(s, LOGSRC_CONSOLE, 0);
+    if (!vm_wait_ready(s->vm, clock_mono_ms() + ADOPT_READY_MS, &err))
+        log_warn("sandbox %s: adopted, but its agent does not answer: %s", s->id, err.detail);
+    atomic_fetch_add(&s->m->adoptions, 1);
+}
+
+// Erases a create that never came up: the client's retry begins anew, under the same name if it likes.
+static void undo_create(struct sandbox *s, struct job_row *job, const struct admission *a, const json_t *runtime)
+{
+    struct err why = {0}, err = {0};
+    end_stray(s, runtime);
+    CLEANUP_JSON json_t *report = json_pack("{s:[],s:[],s:[]}", "erased", "retained", "failed");
+    if (sandbox_erase(s, report, true, &err) != 0)
+        log_error("sandbox %s: %s", s->id, err.detail);
+    commit_state(s, SANDBOX_DESTROYED, "create_undone", "restart");
+    err_set(&why, ERR_UNAVAILABLE, "create_undone", "the server was restarted while the sandbox was made");
+    err_remedy(&why, "send the request again");
+    job_settle(s->m, job, a, JOB_FAILED, "undone", &why, 503);
+    registry_remove(s->m, s);
+}
+
+static void redo_delete(struct sandbox *s, struct job_row *job, const struct admission *a)
+{
+    struct op *op = op_new("delete", delete_run, a, 200, NULL);
+    if (!op)
+        return;
+    // A delete with evidence of its own; the interrupted one is settled as finished by it.
+    system_admission(&op->a, s->tenant, "sandbox.delete", s->id);
+    id_new(ID_JOB, op->a.job_id);
+    snprintf(op->cause, sizeof op->cause, "restart");
+    pthread_mutex_lock(&s->lock);
+    s->delete_wanted = true;
+    pthread_mutex_unlock(&s->lock);
+    job_settle(s->m, job, a, JOB_SUCCEEDED, "succeeded", NULL, 200);
+    op_enqueue(s, op);
+}
+
+static void resume_create(struct sandbox *s, struct job_row *job, const struct admission *a, bool start)
+{
+    struct err err = {0};
+    CLEANUP_JSON json_t *runtime = runtime_of(s);
+    const enum vm_adopt_verdict v = adopt_vm(s, runtime, &err);
+    struct op *op = v == VM_ADOPTED ? op_new(start ? "start" : "create", create_resume, a, start ? 200 : 201, NULL) : NULL;
+    if (op) {
+        op->job = *job;
+        memset(job, 0, sizeof *job);
+        op_enqueue(s, op);
+        return;
+    }
+    if (!start) {
+        undo_create(s, job, a, runtime);
+        return;
+    }
+    struct err why = {0};
+    end_stray(s, runtime);
+    commit_state(s, SANDBOX_STOPPED, "start_undone", "restart");
+    err_set(&why, ERR_UNAVAILABLE, "start_undone", "the server was restarted while the sandbox started");
+    job_settle(s->m, job, a, JOB_FAILED, "undone", &why, 503);
+}
+
+static void finish_stop(struct sandbox *s, struct job_row *job, const struct admission *a)
+{
+    CLEANUP_JSON json_t *runtime = runtime_of(s);
+    end_stray(s, runtime);
+    commands_finish_all(s, OUTCOME_KILLED);
+    commit_state(s, SANDBOX_STOPPED, NULL, "restart");
+    if (job)
+        job_settle(s->m, job, a, JOB_SUCCEEDED, "succeeded", NULL, 200);
+}
+
+// The admission of a job; one of our own where the earlier one was settled or is unknown.
+static void admission_of(struct manager *m, const struct job_row *job, struct admission *a)
+{
+    if (!pending_take(m, job->receipt_id, a)) {
+        system_admission(a, job->tenant, job->kind, job->sandbox_id);
+        snprintf(a->receipt_id, sizeof a->receipt_id, "%s", job->receipt_id);
+    }
+    snprintf(a->job_id, sizeof a->job_id, "%s", job->id);
+    snprintf(a->sandbox_id, sizeof a->sandbox_id, "%s", job->sandbox_id);
+}
+
+static struct job_row *find_kind(struct unfinished *u, const char *kind)
+{
+    for (size_t i = 0; i < u->n; i++)
+        if (strcmp(u->rows[i].kind, kind) == 0)
+            return &u->rows[i];
+    return NULL;
+}
+
+static void reconcile_one(struct sandbox *s, struct unfinished *u)
+{
+    struct admission a;
+    struct job_row *job;
+    const int state = sandbox_present_state(s);
+    if ((job = find_kind(u, "sandbox.delete"))) {
+        CLEANUP_JSON json_t *runtime = runtime_of(s);
+        admission_of(s->m, job, &a);
+        end_stray(s, runtime);
+        redo_delete(s, job, &a);
+    } else if (state == SANDBOX_STARTING) {
+        job = find_kind(u, "sandbox.create");
+        const bool start = !job && (job = find_kind(u, "sandbox.start"));
+        if (!job) {
+            CLEANUP_JSON json_t *runtime = runtime_of(s);
+            end_stray(s, runtime);
+            commit_state(s, SANDBOX_FAILED, "interrupted", "restart");
+            return;
+        }
+        admission_of(s->m, job, &a);
+        resume_create(s, job, &a, start);
+    } else if (state == SANDBOX_STOPPING) {
+        job = find_kind(u, "sandbox.stop");
+        if (job)
+            admission_of(s->m, job, &a);
+        finish_stop(s, job, &a);
+    } else if (state == SANDBOX_RUNNING || state == SANDBOX_PAUSED) {
+        adopt_running(s);
+    } else {
+        commands_finish_all(s, OUTCOME_LOST);
+    }
+}
+
+static void adopt_work(void *arg)
+{
+    struct adopt *w = arg;
+    struct manager *m = w->m;
+    struct err err = {0};
+    struct unfinished u = {.sandbox_id = w->s->id};
+    if (job_each_unfinished_all_tenants(m->store, keep_job, &u, &err) != 0 || load_commands(w->s, &err) != 0)
+        log_error("sandbox %s: its journal could not be read: %s", w->s->id, err.internal);
+    else
+        reconcile_one(w->s, &u);
+    unfinished_free(&u);
+    pthread_mutex_lock(&m->lock);
+    m->adopting--;
+    pthread_mutex_unlock(&m->lock);
+    hub_notify(m->hub, "ready");
+    sandbox_unref(w->s);
+    free(w);
+    atomic_fetch_sub(&m->active, 1);
+}
+
+// ---- all of them --------------------------------------------------------------------------------------------------
+static bool take_sandbox(void *arg, const struct sandbox_row *row)
+{
+    struct manager *m = arg;
+    struct err err = {0};
+    struct sandbox_row copy = {0};
+    if (sandbox_row_copy(&copy, row) != 0)
+        return false;
+    struct sandbox *s = sandbox_new(m, &copy, true, &err);
+    struct adopt *w = s ? calloc(1, sizeof *w) : NULL;
+    if (!w) {
+        log_error("sandbox %s: not taken over: %s %s", row->id, err.detail, err.internal);
+        sandbox_row_free(&copy);
+        sandbox_unref(s);
+        return true;
+    }
+    *w = (struct adopt){m, s};
+    registry_add(m, s);
+    pthread_mutex_lock(&m->lock);
+    m->adopting++;
+    pthread_mutex_unlock(&m->lock);
+    atomic_fetch_add(&m->active, 1);
+    if (work_submit(m->ops, adopt_work, w) != 0) {
+        atomic_fetch_sub(&m->active, 1);
+        sandbox_unref(s);
+        free(w);
+    }
+    return true;
+}
+
+static bool live(struct manager *m, const char *id)
+{
+    struct sandbox *s = registry_find(m, NULL, id, NULL);
+    sandbox_unref(s);
+    return s != NULL;
+}
+
+// Run directories without a sandbox: their QEMU, if any, belongs to nobody.
+static void sweep_orphans(struct manager *m)
+{
+    const int fd = openat(m->run_dirfd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    DIR *d = fd >= 0 ? fdopendir(fd) : NULL;
+    if (!d) {
+        fd_close(&(int){fd});
+        return;
+    }
+    for (const struct dirent *e; (e = readdir(d));) {
+        struct err err = {0};
+        uint64_t bytes = 0;
+        if (e->d_name[0] == '.' || live(m, e->d_name))
+            continue;
+        if (id_valid(ID_SANDBOX, e->d_name) && vm_end_stray(NULL, e->d_name, m->o.cgroup_parent, &err) != 0)
+            log_error("orphan %s: %s %s", e->d_name, err.detail, err.internal);
+        if (fd_remove_tree(m->run_dirfd, e->d_name, &bytes) != 0)
+            log_warn("orphan %s: its run directory could not be removed", e->d_name);
+    }
+    closedir(d);
+}
+
+// Receipts that nothing can settle any more: file operations, signals, stdin of the earlier server.
+static void settle_lost(struct manager *m)
+{
+    for (;;) {
+        struct admission a;
+        pthread_mutex_lock(&m->pending_lock);
+        const bool any = m->n_pending > 0;
+        if (any)
+            a = m->pending[--m->n_pending];
+        pthread_mutex_unlock(&m->pending_lock);
+        if (!any)
+            return;
+        struct err err = {0};
+        const struct change c = {.settle = &a, .outcome = "lost", .status = 503, .forget_idem = true};
+        if (change_commit(m, &c, &err) != 0)
+            log_error("receipt %s: could not be settled: %s %s", a.receipt_id, err.detail, err.internal);
+    }
+}
+
+// Jobs of sandboxes that are not live: ended as lost, so that every job ends.
+static void end_orphan_jobs(struct manager *m)
+{
+    struct err err = {0};
+    struct unfinished u = {0};
+    (void)job_each_unfinished_all_tenants(m->store, keep_job, &u, &err);
+    for (size_t i = 0; i < u.n; i++) {
+        struct admission a;
+        struct err why = {0};
+        if (*u.rows[i].sandbox_id && live(m, u.rows[i].sandbox_id))
+            continue;
+        admission_of(m, &u.rows[i], &a);
+        err_set(&why, ERR_UNAVAILABLE, "lost", "the server was restarted while this ran");
+        job_settle(m, &u.rows[i], &a, JOB_FAILED, "lost", &why, 503);
+    }
+    unfinished_free(&u);
+}
+
+static void reconcile_work(void *arg)
+{
+    struct manager *m = arg;
+    struct err err = {0};
+    if (receipt_each_pending_all_tenants(m->store, keep_pending, m, &err) != 0 ||
+        sandbox_each_live_all_tenants(m->store, take_sandbox, m, &err) != 0)
+        log_error("reconcile: the database could not be read: %s %s", err.detail, err.internal);
+    sweep_orphans(m);
+    pthread_mutex_lock(&m->lock);
+    m->reconciled = true;
+    while (m->adopting > 0 && !m->stopping) {
+        pthread_mutex_unlock(&m->lock);
+        struct timespec pause = {.tv_nsec = 2 * 1000 * 1000};
+        nanosleep(&pause, NULL); // workers count down; there is nobody to wake but us
+        pthread_mutex_lock(&m->lock);
+    }
+    pthread_mutex_unlock(&m->lock);
+    end_orphan_jobs(m);
+    settle_lost(m);
+    hub_notify(m->hub, "ready");
+    atomic_fetch_sub(&m->active, 1);
+}
+
+int reconcile_start(struct manager *m, struct err *err)
+{
+    atomic_fetch_add(&m->active, 1);
+    if (work_submit(m->ops, reconcile_work, m) == 0)
+        return 0;
+    atomic_fetch_sub(&m->active, 1);
+    return err_set(err, ERR_INTERNAL, "no_threads", "the workers cannot be started");
+}
