@@ -34,6 +34,7 @@ struct api_options {
     // What is missing before /readyz may say 200, from the server's side ("token file"); NULL or returns true: nothing.
     bool (*server_ready)(void *arg, char *out, size_t cap);
     void *server_arg;
+    const char *state_dir;         // for GET /v1/audit/verify, which reads the files; borrowed. NULL: unavailable
 };
 
 // Fails (internal/spec) when the specification and the handler table are not equal: each operationId has exactly one
