@@ -121,6 +121,8 @@ void vm_hold_bulk(struct vm *vm, bool hold);
 
 // Asks the agent to shut down, waits until grace_ms for QEMU to end, then kills. Returns whether it ended by itself.
 bool vm_stop(struct vm *vm, int grace_ms);
+// SIGKILL for QEMU, from any thread, at once: ends a wait for the agent; vm_end is still due.
+void vm_kill(struct vm *vm);
 // Kills QEMU and its jail and waits until both are reaped or gone (deadline inside). 0, or -1 (cleanup_failed).
 int vm_end(struct vm *vm, struct err *err);
 // Disconnects without touching the process (server shutdown: sandboxes go on) and frees. Accepts NULL.
