@@ -118,28 +118,34 @@ static enum frame_event host_sync(struct frame_parser *p)
     return FRAME_NEED_MORE;
 }
 
+// The last magic in what has not been searched: a host that died within its preamble is followed by another one's.
+static const uint8_t *last_magic(const struct frame_parser *p)
+{
+    const uint8_t *end = p->data + p->end, *at = NULL;
+    const size_t from = p->scanned > FRAME_MAGIC_BYTES - 1 ? p->scanned - (FRAME_MAGIC_BYTES - 1) : 0;
+    const uint8_t *next = find_magic(p->data + p->start + from, p->end - p->start - from);
+    for (; next; next = find_magic(at + 1, (size_t)(end - at) - 1))
+        at = next;
+    return at;
+}
+
 // Guest: a preamble anywhere in what has come ends the old session at once.
 static enum frame_event guest_scan(struct frame_parser *p)
 {
     const size_t have = p->end - p->start;
-    const size_t from = p->scanned > FRAME_MAGIC_BYTES - 1 ? p->scanned - (FRAME_MAGIC_BYTES - 1) : 0;
-    const uint8_t *at = find_magic(p->data + p->start + from, have - from);
+    const uint8_t *at = last_magic(p);
     if (!at) {
         p->scanned = have;
         return FRAME_GOT; // nothing of the kind: go on
     }
     const size_t before = (size_t)(at - (p->data + p->start));
-    p->scanned = before;
-    if (have - before < FRAME_PREAMBLE_BYTES) {
-        if (!p->synced) {
-            p->skipped += before;
-            drop(p, before);
-        }
+    p->skipped += before; // what stands before it is void, complete or not
+    drop(p, before);
+    p->synced = false;
+    if (have - before < FRAME_PREAMBLE_BYTES)
         return FRAME_NEED_MORE;
-    }
-    memcpy(p->nonce, at + FRAME_MAGIC_BYTES, FRAME_NONCE_BYTES);
-    drop(p, before + FRAME_PREAMBLE_BYTES);
-    p->scanned = 0;
+    memcpy(p->nonce, p->data + p->start + FRAME_MAGIC_BYTES, FRAME_NONCE_BYTES);
+    drop(p, FRAME_PREAMBLE_BYTES);
     p->synced = true;
     return FRAME_RESET;
 }
@@ -149,19 +155,8 @@ static bool header_ok(const uint8_t *h)
     return h[0] != 0 && h[2] == 0 && h[3] == 0 && get_le(h + 4, 4) <= FRAME_PAYLOAD_MAX && h[15] == 0;
 }
 
-enum frame_event frame_parser_next(struct frame_parser *p, struct frame *ret)
+static enum frame_event next_frame(struct frame_parser *p, struct frame *ret)
 {
-    if (p->side == FRAME_SIDE_HOST && !p->synced)
-        return host_sync(p);
-    if (p->side == FRAME_SIDE_GUEST) {
-        const enum frame_event e = guest_scan(p);
-        if (e != FRAME_GOT)
-            return e;
-        if (!p->synced) {
-            (void)seek_magic(p);
-            return FRAME_NEED_MORE;
-        }
-    }
     const size_t have = p->end - p->start;
     const uint8_t *h = p->data + p->start;
     if (have < FRAME_HEADER_BYTES)
@@ -177,4 +172,20 @@ enum frame_event frame_parser_next(struct frame_parser *p, struct frame *ret)
                           .length = length};
     drop(p, FRAME_HEADER_BYTES + length);
     return FRAME_GOT;
+}
+
+enum frame_event frame_parser_next(struct frame_parser *p, struct frame *ret)
+{
+    if (p->side == FRAME_SIDE_HOST && !p->synced)
+        return host_sync(p);
+    if (p->side == FRAME_SIDE_GUEST) {
+        const enum frame_event e = guest_scan(p);
+        if (e != FRAME_GOT)
+            return e;
+        if (!p->synced) {
+            (void)seek_magic(p);
+            return FRAME_NEED_MORE;
+        }
+    }
+    return next_frame(p, ret);
 }

@@ -12,7 +12,8 @@
 // and starts over at it. A sender therefore never lets the magic appear elsewhere: a header cannot contain it (its
 // zero bytes), a data frame is split inside it (frame_data_cut), and a message frame that would contain it is
 // refused (frame_has_magic). The host, in turn, throws away everything until FRAME_MAGIC followed by the nonce it
-// sent: a 128-bit random number that old bytes cannot contain; after that it does not look for it again.
+// sent: a 128-bit random number that old bytes cannot contain; after that it does not look for it again (so the guest
+// may send any byte).
 #ifndef AIRLOCK_PROTO_FRAME_H
 #define AIRLOCK_PROTO_FRAME_H
 
@@ -56,12 +57,15 @@ enum frame_type {
     FRAME_FILE_DATA = 18,    // h,g b  struct msg_data + bytes; FRAME_LAST ends the content
     FRAME_FILE_CREDIT = 19,  // h,g c  struct msg_offsets.file_offset: the receiver has consumed up to there
     FRAME_FILE_ABORT = 20,   // h c    empty: give up, remove the temporary file
-    FRAME_FILE_RESULT = 21,  // g c    struct msg_file_result; exactly one per FRAME_FILE
+    FRAME_FILE_RESULT = 21,  // g c    struct msg_file_result; one with FRAME_LAST per FRAME_FILE. On b, behind the
+                             //        content, for a READ whose FILE_INFO was sent
     FRAME_SHUTDOWN = 22,     // h c    empty: sync, unmount, power off
     FRAME_LOG = 23,          // g c    text: what the agent has to say (logs?source=agent)
     FRAME_FATAL = 24,        // g c    text: the guest cannot be made ready (bad root, no disk); stage first word
-    FRAME_FILE_INFO = 25,    // g c    struct msg_file_result: size and kind, before the first FRAME_FILE_DATA
+    FRAME_FILE_INFO = 25,    // g b    struct msg_file_result: size and kind, before the first FRAME_FILE_DATA
 };
+// The two ports are not ordered against each other: EXITED may overtake OUTPUT (its totals say what is still to come)
+// and FILE_DATA or STDIN its FILE or RUN (the guest then waits for that). What must be in order shares a port.
 
 #define FRAME_LAST 1u // flag: nothing follows in this direction for this id
 

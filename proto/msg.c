@@ -73,6 +73,8 @@ static bool get_entry(const uint8_t *p, size_t len, struct msg_entry *e)
 static bool encode_list(struct buf *out, const struct field *f, const uint8_t *base)
 {
     const size_t n = *(const size_t *)(const void *)(base + f->count_offset);
+    if (n > f->max)
+        return false;
     for (size_t i = 0; i < n; i++) {
         if (f->kind == ARGS) {
             const struct slice *s = (const struct slice *)(const void *)(base + f->offset) + i;
@@ -82,7 +84,7 @@ static bool encode_list(struct buf *out, const struct field *f, const uint8_t *b
             return false;
         }
     }
-    return n <= f->max;
+    return true;
 }
 
 static bool encode_field(struct buf *out, const struct field *f, const uint8_t *base)
