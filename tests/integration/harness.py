@@ -225,6 +225,8 @@ class Stream:
     def __init__(self, server, method, target, headers, body=None):
         self.server, self.method, self.target = server, method, target
         self.connection = http.client.HTTPConnection(server.host, server.port, timeout=60)
+        self.connection.connect()
+        self.sock = self.connection.sock
         self.connection.request(method, target, body=body, headers=headers)
         self.response = self.connection.getresponse()
         self.comments = 0
@@ -235,7 +237,7 @@ class Stream:
 
     def next(self, timeout=30):
         """(kind, id, data) or None at the end of the stream."""
-        self.connection.sock and self.connection.sock.settimeout(timeout)
+        self.sock.settimeout(timeout)
         kind, ident, data = "message", None, []
         while True:
             line = self.response.readline()
@@ -262,7 +264,7 @@ class Stream:
 
     def comment(self, timeout):
         """Reads until the next comment line."""
-        self.response.fp.raw._sock.settimeout(timeout) if hasattr(self.response.fp, "raw") else None
+        self.sock.settimeout(timeout)
         while True:
             line = self.response.readline()
             assert line, "the stream ended"
