@@ -494,3 +494,32 @@ int command_adopt(struct sandbox *s, const struct command_row *row, const struct
     pthread_mutex_unlock(&s->lock);
     return 0;
 }
+
+static int lose_tx(struct store_tx *tx, void *arg, struct err *err)
+{
+    struct command *c = arg;
+    return command_update(tx, &c->row, err) != 0 ? -1 : change_apply(tx, &c->change, err);
+}
+
+// A command whose sandbox cannot give it back: settled as lost, with what its spool holds.
+void command_lose(struct manager *m, const struct command_row *row, const struct admission *a)
+{
+    struct err err = {0};
+    struct sandbox *s = registry_find(m, NULL, row->sandbox_id, NULL);
+    struct command *c = s ? revive(s, row, a) : NULL;
+    if (c) {
+        take_spool(c);
+        c->row.phase = COMMAND_FINISHED;
+        c->row.outcome = OUTCOME_LOST;
+        c->row.finished_at_ms = clock_wall_ms();
+        c->facts = outcome_facts(c);
+        c->job.state = JOB_FAILED;
+        c->job.finished_at_ms = c->job.updated_at_ms = c->row.finished_at_ms;
+        c->change = (struct change){.settle = &c->a, .outcome = "lost", .status = c->success_status, .ref = c->row.id,
+                                    .facts = c->facts, .job_update = &c->job};
+        if (store_write(m->store, lose_tx, c, &err) != 0)
+            log_error("command %s: could not be settled: %s %s", row->id, err.detail, err.internal);
+    }
+    command_free(c);
+    sandbox_unref(s);
+}

@@ -31,10 +31,10 @@ static int no_room(struct err *err, int code, const char *what)
 // no reserved blocks, inode tables left lazy so that the template stays small.
 static int format(const char *path, struct err *err)
 {
-    char *argv[] = {"mke2fs", "-q", "-F", "-t", "ext4", "-b", "4096", "-m", "0", "-I", "256",
+    const char *argv[] = {"mke2fs", "-q", "-F", "-t", "ext4", "-b", "4096", "-m", "0", "-I", "256",
                     "-O", "^has_journal,^resize_inode", "-E", "lazy_itable_init=1,nodiscard,root_owner=0:0",
-                    (char *)path, NULL};
-    char *env[] = {"PATH=/usr/sbin:/usr/bin:/sbin:/bin", NULL};
+                    path, NULL};
+    const char *env[] = {"PATH=/usr/sbin:/usr/bin:/sbin:/bin", NULL};
     static const char *const PLACES[] = {"/usr/sbin/mke2fs", "/sbin/mke2fs", "/usr/local/sbin/mke2fs"};
     posix_spawn_file_actions_t actions;
     posix_spawn_file_actions_init(&actions);
@@ -44,7 +44,7 @@ static int format(const char *path, struct err *err)
     pid_t pid = -1;
     int failed = ENOENT, status = -1;
     for (size_t i = 0; failed && i < sizeof PLACES / sizeof *PLACES; i++)
-        failed = posix_spawn(&pid, PLACES[i], &actions, NULL, argv, env);
+        failed = posix_spawn(&pid, PLACES[i], &actions, NULL, (char **)argv, (char **)env);
     posix_spawn_file_actions_destroy(&actions);
     if (failed) {
         err_set(err, ERR_UNSUPPORTED_CAPABILITY, "mke2fs", "mke2fs cannot be started on this host");

@@ -635,10 +635,9 @@ void transfers_on_result(struct sandbox *s, uint64_t id, const struct msg_file_r
     struct err err = {0};
     pthread_mutex_lock(&s->lock);
     struct transfer *t = find_locked(s, id);
-    const bool read_through = t && t->kind == TRANSFER_READ && t->eof && r->status == MSG_FILE_OK;
-    if (read_through) {
-        t->id = 0; // stays listed until the client took the rest
-    } else if (t && (last || r->status != MSG_FILE_OK)) {
+    // A read ends by its data, on the other port: it stays listed until the client took the rest.
+    const bool read_through = t && t->kind == TRANSFER_READ && r->status == MSG_FILE_OK;
+    if (!read_through && t && (last || r->status != MSG_FILE_OK)) {
         last = true;
         transfer_unlist_locked(t);
     }
@@ -653,8 +652,6 @@ void transfers_on_result(struct sandbox *s, uint64_t id, const struct msg_file_r
         call_result(t, r, last);
         break;
     case TRANSFER_READ: // the end of content came with the data; a refusal or an error ends it here
-        if (err.kind == ERR_NONE)
-            err_set(&err, ERR_TRANSPORT_FAILED, "agent_violation", "the guest ended a file without its end");
         transfer_end(t, &err);
         break;
     case TRANSFER_WRITE:

@@ -32,6 +32,7 @@
 #define IO_THREADS 4
 #define LOG_PENDING_MAX 512 // log lines of one sandbox that wait for the disk; more are counted as a gap
 
+struct sandbox;
 struct command;
 struct transfer;
 struct log_line;

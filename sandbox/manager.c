@@ -134,29 +134,19 @@ int manager_start(struct manager *m, struct err *err)
     return loop_post(m->loop, first_tick, m);
 }
 
-// Operations under way reach their journaled end or are left to the next start; sandboxes keep running.
+// Operations under way reach their journaled end or are left to the next start, as after kill -9; sandboxes keep
+// running. The process ends right after: nothing is taken apart that another thread may still use.
 void manager_stop(struct manager *m)
 {
     pthread_mutex_lock(&m->lock);
     m->stopping = true;
     pthread_mutex_unlock(&m->lock);
     hub_notify_all(m->hub);
-    const int64_t until = clock_mono_ms() + 3000;
+    const int64_t until = clock_mono_ms() + 2000;
     while (atomic_load(&m->active) > 0 && clock_mono_ms() < until) {
         struct timespec pause = {.tv_nsec = 5 * 1000 * 1000};
         nanosleep(&pause, NULL);
     }
-    size_t n;
-    struct sandbox **all = registry_all(m, &n);
-    for (size_t i = 0; all && i < n; i++) {
-        struct err err = {0};
-        pthread_mutex_lock(&all[i]->lock);
-        pthread_cond_broadcast(&all[i]->commands_gone);
-        pthread_mutex_unlock(&all[i]->lock);
-        sandbox_drop_vm(all[i], false, &err);
-        sandbox_unref(all[i]);
-    }
-    free(all);
 }
 
 void manager_free(struct manager *m)
@@ -165,13 +155,6 @@ void manager_free(struct manager *m)
         return;
     work_pool_free(m->ops);
     work_pool_free(m->io);
-    for (unsigned b = 0; b < REGISTRY_BUCKETS; b++)
-        while (m->buckets[b]) {
-            struct sandbox *s = m->buckets[b];
-            m->buckets[b] = s->hash_next;
-            commands_drop_all(s);
-            sandbox_unref(s);
-        }
     images_free(m->images);
     hub_free(m->hub);
     fd_close(&m->sandboxes_dirfd);

@@ -44,8 +44,10 @@ struct manager_options {
 struct manager *manager_new(const struct manager_options *options, struct err *err);
 // Starts reconciliation (adoption, orphans, half-done jobs) and the accelerator probe in the background.
 int manager_start(struct manager *m, struct err *err);
-// Stops accepting, waits for operations to reach a journaled point, leaves sandboxes running. Then free.
+// Stops accepting and gives operations under way up to 2 s; sandboxes keep running. After it: store_close, then the process
+// ends. Nothing is freed: what is under way is journaled, and the next start finishes or undoes it, as after kill -9.
 void manager_stop(struct manager *m);
+// Of a manager that was never started.
 void manager_free(struct manager *m);
 
 // True when reconciliation is done; otherwise writes what is missing ("3 sandboxes not yet adopted").

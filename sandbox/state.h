@@ -1,12 +1,14 @@
 // state.h - the states of a sandbox, the moves between them, and the invariant; pure.
 //
-//                    +-----------------------------------------------------------+
-//   (create)         v                                                           |
-//   starting ---> running <--> paused            stopped <--- stopping <--- running, paused
-//      |             |  \         |                 |  \
-//      |             |   +--> cold <--> restoring   |   +---> starting (start: boots from its disk)
-//      v             v                              v
-//    failed        failed / stopped              destroyed   <--- from every state (delete wins)
+//   (create) ---> starting ---> running <---> paused
+//                    ^  |          |  |          |
+//            (start) |  |          |  +--> stopping ---> stopped ---> starting (boots from its disk)
+//                    |  v          v                        ^
+//                 stopped       cold <---> restoring        |  (the guest shut down, the host rebooted)
+//                       |                                   |
+//                       +--> failed <--- (VM died) --- running, paused, stopping, restoring
+//
+//   every state ---> destroyed (delete wins)
 //
 // Invariant: a VM (struct vm) exists only in starting, running, paused, stopping and restoring; destroyed is final.
 #ifndef AIRLOCK_SANDBOX_STATE_H
