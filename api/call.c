@@ -245,6 +245,9 @@ static bool parse_body(struct api_call *c)
     }
     in->json = json_parse_strict(buf_text(&in->body), in->body.len, &err);
     if (!in->json) {
+        char *near = strstr(err.detail, " near '"); // what follows is the client's own text: it may hold a secret
+        if (near)
+            *near = 0;
         call_fail(c, &err);
         return false;
     }
