@@ -151,7 +151,7 @@ def test_sse(s, box):
     """The stream: started, pieces with offsets, exit; a code point is never split"""
     line = "\u4e16" * 5000
     stream = s.stream("POST", f"/v1/sandboxes/{box}/commands",
-                      {"argv": ["python3", "-c", f"import sys; sys.stdout.write('\u4e16' * 5000); sys.stdout.flush(); print('e', file=sys.stderr)"]})
+                      {"argv": ["python3", "-c", "import sys; sys.stdout.write('\u4e16' * 5000); sys.stdout.flush(); print('e', file=sys.stderr)"]})
     events = stream.all()
     stream.close()
     assert events[0][0] == "started" and events[-1][0] == "exit" and events[-1][2]["exit_code"] == 0, events[-1]

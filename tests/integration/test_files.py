@@ -258,7 +258,7 @@ def test_dirs(s, box):
     """Directories: made, listed to a depth, and cut at 4,096 entries with a flag"""
     make = f"/v1/sandboxes/{box}/dirs"
     s.post(make, {"path": "/work/tree"}, expect=201)
-    a = s.post(make, {"path": "/work/tree"}, expect=(200, 409))
+    s.post(make, {"path": "/work/tree"}, expect=(200, 409))
     s.post(make, {"path": "/work/tree/a/b", "mkdirs": True}, expect=201)
     s.put(s.file(box, "/work/tree/a/f"), b"123", expect=201)
     one = s.get(dirs(s, box, "/work/tree"), expect=200).json
