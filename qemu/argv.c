@@ -68,9 +68,12 @@ int argv_kernel_cmdline(const struct vm_spec *spec, char *out, size_t cap)
     return n > 0 && (size_t)n < cap ? 0 : -1;
 }
 
-static int add_drive(struct argv *a, const char *id, int fd, int set, bool read_only)
+static int add_drive(struct argv *a, const char *id, int fd, int read_fd, int set, bool read_only)
 {
-    return add(a, "-add-fd") | add(a, "fd=%d,set=%d", fd, set) | add(a, "-drive") |
+    int failed = add(a, "-add-fd") | add(a, "fd=%d,set=%d", fd, set);
+    if (read_fd >= 0)
+        failed |= add(a, "-add-fd") | add(a, "fd=%d,set=%d", read_fd, set);
+    return failed | add(a, "-drive") |
            add(a, "id=%s,if=none,format=raw,file=/dev/fdset/%d,file.locking=off%s", id, set,
                read_only ? ",read-only=on" : ",cache=writeback,werror=enospc,rerror=report") |
            add(a, "-device") | add(a, "virtio-blk-device,drive=%s,serial=%s", id, id);
@@ -100,9 +103,9 @@ int argv_qemu(const struct vm_spec *spec, const struct argv_fds *fds, struct arg
     failed |= add(ret, "-initrd") | add(ret, "/proc/self/fd/%d", fds->initrd);
     failed |= add(ret, "-append") | add(ret, "%s", cmdline);
     if (fds->root >= 0)
-        failed |= add_drive(ret, "root", fds->root, 1, true);
+        failed |= add_drive(ret, "root", fds->root, -1, 1, true);
     if (fds->disk >= 0)
-        failed |= add_drive(ret, "data", fds->disk, 2, false);
+        failed |= add_drive(ret, "data", fds->disk, fds->disk_read, 2, false);
     failed |= add(ret, "-device") | add(ret, "virtio-rng-device") | add(ret, "-device") | add(ret, "virtio-serial-device");
     failed |= add_socket(ret, "control", fds->control) | add(ret, "-device") |
               add(ret, "virtserialport,chardev=control,name=airlock.control");

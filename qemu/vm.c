@@ -170,7 +170,11 @@ static int start(struct vm *vm, const struct vm_spec *spec, struct err *err)
     CLEANUP_FD int bulk = fd_unix_listen(vm->run_dirfd, SOCKETS[1], 8);
     CLEANUP_FD int qmp = fd_unix_listen(vm->run_dirfd, SOCKETS[2], 8);
     CLEANUP_FD int console = fd_unix_listen(vm->run_dirfd, SOCKETS[3], 8);
-    CLEANUP_FD int kernel_copy = -1, initrd_copy = -1;
+    CLEANUP_FD int kernel_copy = -1, initrd_copy = -1, disk_read = -1;
+    char disk_path[32];
+    snprintf(disk_path, sizeof disk_path, "/proc/self/fd/%d", spec->disk_fd);
+    if (spec->disk_fd >= 0 && (disk_read = open(disk_path, O_RDONLY | O_CLOEXEC)) < 0)
+        return err_sys(err, errno, "opening a disk");
     if (control < 0 || bulk < 0 || qmp < 0 || console < 0)
         return err_sys(err, errno, "making a VM's sockets");
     if (!readable(spec->kernel_fd, spec->jail_uid) && (kernel_copy = sealed_copy(spec->kernel_fd, err)) < 0)
@@ -179,7 +183,7 @@ static int start(struct vm *vm, const struct vm_spec *spec, struct err *err)
         return -1;
     const struct process_fds fds = {kernel_copy >= 0 ? kernel_copy : spec->kernel_fd,
                                     initrd_copy >= 0 ? initrd_copy : spec->initrd_fd,
-                                    spec->root_fd, spec->disk_fd, control, bulk, qmp, console};
+                                    spec->root_fd, spec->disk_fd, control, bulk, qmp, console, disk_read};
     // Connected before QEMU runs: it accepts when it is there, and no message waits for a poll of ours.
     struct attach *a = calloc(1, sizeof *a);
     if (!a)
