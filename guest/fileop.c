@@ -122,7 +122,10 @@ static enum step read_step(struct fileop *op)
         answer(op, MSG_FILE_ERROR, &r);
         return STEP_DONE;
     }
-    *c = (struct chunk){.offset = op->at, .len = have, .last = have < want || op->at + have == op->end};
+    c->next = NULL; // by member: the content begins in the structure's own padding
+    c->offset = op->at;
+    c->len = have;
+    c->last = have < want || op->at + have == op->end;
     op->at += have;
     pthread_mutex_lock(&file_lock);
     if (op->out)

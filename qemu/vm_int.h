@@ -57,7 +57,8 @@ struct vm {
     int console_fd;
     int64_t console_window_ms;
     uint64_t console_bytes, console_dropped;
-    struct loop_timer *console_timer;
+    uint8_t console_line[512];       // what has come of a line that has not ended
+    size_t console_len;
     bool shutdown_seen, panic_seen, io_paused;
     atomic_ullong next_id;
     atomic_llong last_ping_us;

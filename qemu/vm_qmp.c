@@ -228,6 +228,28 @@ json_t *vm_qmp(struct vm *vm, const char *command, json_t *arguments, int timeou
 // ---- console ------------------------------------------------------------------------------------------------------
 // At most LIMIT_CONSOLE_BYTES_PER_S are kept; the rest is read and counted, so that a guest that shouts is never held up
 // by us nor we by it.
+static void console_flush(struct vm *vm)
+{
+    const uint64_t dropped = vm->console_dropped;
+    if (vm->console_len == 0 && dropped == 0)
+        return;
+    vm->console_dropped = 0;
+    vm->cb->console(vm->arg, vm->console_line, vm->console_len, dropped);
+    vm->console_len = 0;
+}
+
+// Whole lines: the serial port delivers a few bytes at a time.
+static void console_add(struct vm *vm, const uint8_t *data, size_t len)
+{
+    for (size_t i = 0; i < len; i++) {
+        if (data[i] == '\r')
+            continue;
+        vm->console_line[vm->console_len++] = data[i];
+        if (data[i] == '\n' || vm->console_len == sizeof vm->console_line)
+            console_flush(vm);
+    }
+}
+
 static void on_console(void *arg, uint32_t events)
 {
     struct vm *vm = arg;
@@ -247,13 +269,10 @@ static void on_console(void *arg, uint32_t events)
             vm->console_bytes = 0;
         }
         vm->console_bytes += (uint64_t)n;
-        if (vm->console_bytes > LIMIT_CONSOLE_BYTES_PER_S) {
+        if (vm->console_bytes > LIMIT_CONSOLE_BYTES_PER_S)
             vm->console_dropped += (uint64_t)n;
-            continue;
-        }
-        const uint64_t dropped = vm->console_dropped;
-        vm->console_dropped = 0;
-        vm->cb->console(vm->arg, chunk, (size_t)n, dropped);
+        else
+            console_add(vm, chunk, (size_t)n);
     }
 }
 
@@ -266,6 +285,8 @@ void console_connect(struct vm *vm, int fd_stolen)
 
 void console_close(struct vm *vm)
 {
+    if (vm->attached)
+        console_flush(vm);
     loop_watch_remove(vm->console_watch);
     vm->console_watch = NULL;
     fd_close(&vm->console_fd);
