@@ -311,6 +311,10 @@ class Server:
         return [BIN, "serve", "--listen", listen, "--state-dir", self.state, "--image-dir", self.images,
                 "--allow-emulation", *self.args]
 
+    def environment(self):
+        # An AIRLOCK_ variable that is no key is an error to the server: the tests' own stay here.
+        return {**{k: v for k, v in os.environ.items() if not k.startswith("AIRLOCK_")}, **self.env}
+
     def spawn(self):
         """Starts the process only; wait_ready does the rest."""
         listen = os.path.join(self.state, "listen")
@@ -318,7 +322,7 @@ class Server:
             os.unlink(listen)
         with open(self.log_path, "ab") as log:
             self.process = subprocess.Popen(self.argv(), stdout=log, stderr=log, stdin=subprocess.DEVNULL,
-                                            env={**os.environ, **self.env}, start_new_session=True)
+                                            env=self.environment(), start_new_session=True)
         return self
 
     def address(self):
