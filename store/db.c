@@ -113,9 +113,10 @@ static int open_handle(struct db *db, const char *path, enum db_mode mode)
         return rc;
     sqlite3_busy_timeout(db->handle, BUSY_MS);
     sqlite3_db_config(db->handle, SQLITE_DBCONFIG_DEFENSIVE, 1, NULL);
+    rc = sqlite3_exec(db->handle, PRAGMAS[mode], NULL, NULL, NULL);
     if (mode == DB_WRITER)
-        sqlite3_wal_hook(db->handle, count_frames, db);
-    return sqlite3_exec(db->handle, PRAGMAS[mode], NULL, NULL, NULL);
+        sqlite3_wal_hook(db->handle, count_frames, db); // after the pragma, which takes the hook away
+    return rc;
 }
 
 struct db *db_open(const char *path, enum db_mode mode, struct err *err)
@@ -210,6 +211,24 @@ void db_checkpoint(struct db *db)
     // PASSIVE waits for nobody: what a reader still needs stays until the next time.
     if (sqlite3_wal_checkpoint_v2(db->handle, NULL, SQLITE_CHECKPOINT_PASSIVE, &left, &moved) == SQLITE_OK)
         db->wal_frames = left > moved ? (unsigned)(left - moved) : 0;
+}
+
+static void explain(struct db *db, const char *sql, void (*fn)(void *, const char *, const char *), void *arg)
+{
+    sqlite3_stmt *s = NULL;
+    char *text = sqlite3_mprintf("EXPLAIN QUERY PLAN %s", sql);
+    if (text && sqlite3_prepare_v2(db->handle, text, -1, &s, NULL) == SQLITE_OK)
+        while (sqlite3_step(s) == SQLITE_ROW)
+            fn(arg, sql, (const char *)sqlite3_column_text(s, 3));
+    sqlite3_finalize(s);
+    sqlite3_free(text);
+}
+
+void db_plans(struct db *db, void (*fn)(void *, const char *, const char *), void *arg)
+{
+    for (int i = 0; i < STMT_SLOTS; i++)
+        if (db->slots[i].s)
+            explain(db, db->slots[i].sql, fn, arg);
 }
 
 // ---- statements -------------------------------------------------------------------------------------------------

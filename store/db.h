@@ -38,6 +38,9 @@ int db_check(struct db *db, int limit_ms, struct err *err);
 unsigned db_wal_frames(const struct db *db);
 void db_checkpoint(struct db *db);
 
+// For tests: how SQLite goes about each statement that was prepared so far, line by line of EXPLAIN QUERY PLAN.
+void db_plans(struct db *db, void (*fn)(void *arg, const char *sql, const char *line), void *arg);
+
 // ---- statements -------------------------------------------------------------------------------------------------
 // sql must be a literal: it is prepared once per connection and found again by its address. Parameters are bound and
 // columns are read in order. Faults of binding are kept and told by the next step. Returns NULL with err.

@@ -156,15 +156,27 @@ static char *receipt_payload(const struct store_tx *tx, const struct admission *
     return bad ? NULL : json_canonical(o);
 }
 
+// A create learns late what it made. Apart, because the column is indexed.
+static int store_sandbox_id(struct store_tx *tx, const struct admission *a, struct err *err)
+{
+    CLEANUP_STMT struct stmt *st =
+        db_stmt(tx->db, "UPDATE receipts SET sandbox_id = ?1 WHERE tenant = ?2 AND id = ?3 AND sandbox_id <> ?1", err);
+    db_bind_text(st, a->sandbox_id);
+    db_bind_text(st, a->tenant);
+    db_bind_text(st, a->receipt_id);
+    return db_run(st, err);
+}
+
 static int store_receipt(struct store_tx *tx, const struct admission *a, const char *outcome, const char *envelope,
                          const char *digest, struct err *err)
 {
+    if (store_sandbox_id(tx, a, err) != 0)
+        return -1;
     // The outcome's entry is the next one of the chain. The key's columns have served.
     CLEANUP_STMT struct stmt *st =
-        db_stmt(tx->db, "UPDATE receipts SET sandbox_id = ?, job_id = ?, outcome = ?, state = 2, envelope_json = ?,"
+        db_stmt(tx->db, "UPDATE receipts SET job_id = ?, outcome = ?, state = 2, envelope_json = ?,"
                         " settled_at_ms = ?, idem_key = '', method = '', path = '', body_sha256 = x'', settle_seq = ?,"
                         " payload_sha256 = ? WHERE tenant = ? AND id = ?", err);
-    db_bind_text(st, a->sandbox_id);
     db_bind_text(st, a->job_id);
     db_bind_text(st, outcome);
     db_bind_text(st, envelope);
@@ -230,7 +242,7 @@ int evidence_settle(struct store_tx *tx, const struct admission *given, const st
 {
     struct admission a = *given;
     char digest[DIGEST_TEXT_MAX] = "";
-    int64_t admitted_at_ms;
+    int64_t admitted_at_ms = 0;
     if (*a.receipt_id) {
         if (load_admission(tx, given, &a, &admitted_at_ms, err) != 0 ||
             seal_receipt(tx, &a, s, admitted_at_ms, digest, err) != 0)
