@@ -177,7 +177,7 @@ static void push(struct driven *d, const struct ask *a)
     api_body_end(d->call);
 }
 
-struct driven *drive(struct world *w, const struct ask *a)
+struct driven *drive_begin(struct world *w, const struct ask *a)
 {
     struct driven *d = calloc(1, sizeof *d);
     struct headers h = {.a = a};
@@ -194,6 +194,12 @@ struct driven *drive(struct world *w, const struct ask *a)
                                     .header_arg = &h};
     d->call = api_begin(w->api, &req, on_wake, d);
     assert_non_null(d->call);
+    return d;
+}
+
+struct driven *drive(struct world *w, const struct ask *a)
+{
+    struct driven *d = drive_begin(w, a);
     push(d, a);
     return d;
 }

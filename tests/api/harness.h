@@ -75,7 +75,8 @@ struct driven {
     pthread_cond_t cond;
     unsigned wakes;
 };
-struct driven *drive(struct world *w, const struct ask *a);
+struct driven *drive(struct world *w, const struct ask *a);          // with its whole body
+struct driven *drive_begin(struct world *w, const struct ask *a);    // headers only
 const struct api_response *drive_response(struct driven *d);         // waits
 // Reads until the text holds `until` or the stream ends (returns -1 or -2 in *ret_end). New text so far.
 char *drive_read(struct driven *d, const char *until, int *ret_end);
