@@ -12,6 +12,7 @@
 #include "api/pump.h"
 #include "api/reply.h"
 #include "base/clock.h"
+#include "base/fd.h"
 #include "base/log.h"
 
 // ---- memory -----------------------------------------------------------------------------------------------------
@@ -136,8 +137,14 @@ static void take_job_problem(struct api_call *c)
     struct err err = {0};
     if (!*c->in->a.job_id || job_get(c->a->store, c->in->a.tenant, c->in->a.job_id, &job, &err) != 0)
         return;
-    c->in->problem = job.problem_json;
-    job.problem_json = NULL;
+    json_t *problem = c->in->extra && job.problem_json ? json_loads(job.problem_json, 0, NULL) : NULL;
+    if (problem) { // the job's plus what only this answer carries
+        json_object_update(problem, c->in->extra);
+        c->in->problem = json_dumps(problem, JSON_COMPACT);
+        json_decref(problem);
+    } else {
+        c->in->problem = STEAL(job.problem_json);
+    }
     job_row_free(&job);
 }
 
