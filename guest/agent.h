@@ -88,6 +88,7 @@ struct spawn {
     const char *path;                  // where argv[0] is looked for
     int stdin_fd, stdout_fd, stderr_fd;
     const char *write_dir;             // must resolve below the write roots; NULL: not asked
+    bool make_dir;                     // and is made when missing
     int stage, err;                    // enum msg_spawn_stage and errno of a failure
 };
 pid_t spawn_run(struct spawn *s);      // -1: see stage and err
@@ -118,6 +119,8 @@ void fileop_session_lost(void);        // all are given up, temporary files remo
 bool fileop_pump(void);                // one FILE_DATA frame onto the bulk port
 // Refuses a directory that does not resolve below the write roots. 0, or an enum msg_file_status.
 int fileop_dir_allowed(int dirfd);
+// Makes what is missing of a path below the roots, with the calling process's rights; system calls only.
+int fileop_make_dirs(const char *path);
 
 // ---- main.c -------------------------------------------------------------------------------------------------------
 enum source_kind { SOURCE_PORT, SOURCE_CHILD, SOURCE_PIPE, SOURCE_WAKE };

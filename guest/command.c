@@ -466,7 +466,8 @@ static void start(struct command *c, const struct msg_run *m)
     char *cwd = m->cwd.len ? text_of(m->cwd) : strdup(dir_exists("/work") ? "/work" : "/");
     char *write_dir = m->write_dir.len ? text_of(m->write_dir) : NULL;
     char **argv = argv_of(m), **envp = env_of(m, &user, &path);
-    struct spawn s = {.user = &user, .cwd = cwd, .argv = argv, .envp = envp, .path = path, .write_dir = write_dir};
+    struct spawn s = {.user = &user, .cwd = cwd, .argv = argv, .envp = envp, .path = path, .write_dir = write_dir,
+                      .make_dir = m->make_dir};
     if (!cwd || !argv || !argv[0] || !envp || !pipes_make(&p, c->has_stdin)) {
         spawn_failure(c, MSG_SPAWN_SYSTEM, errno ? errno : ENOMEM);
     } else {

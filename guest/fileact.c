@@ -156,6 +156,35 @@ static int open_parent(const char *path, bool make, int *ret_fd, char name[stati
     return open_dir(dir, make, ret_fd);
 }
 
+// A directory that is not there: whether it would be inside the roots is decided by what is there above it.
+static int missing_where(const char *path)
+{
+    char dir[PATH_MAX];
+    snprintf(dir, sizeof dir, "%s", path);
+    for (char *slash; (slash = strrchr(dir, '/'));) {
+        slash[slash == dir] = 0;
+        int fd = open2(AT_FDCWD, dir, O_PATH | O_DIRECTORY);
+        if (fd >= 0) {
+            const int status = fileop_dir_allowed(fd);
+            close_fd(&fd);
+            errno = ENOENT;
+            return status == MSG_FILE_OUTSIDE_ROOTS ? MSG_FILE_OUTSIDE_ROOTS : MSG_FILE_NOT_FOUND;
+        }
+        if (slash == dir)
+            break;
+    }
+    return MSG_FILE_NOT_FOUND;
+}
+
+int fileop_make_dirs(const char *path)
+{
+    int fd = -1;
+    const int status = strlen(path) < PATH_MAX && !path_fault(path, strlen(path)) ? open_dir(path, true, &fd)
+                                                                                  : MSG_FILE_PATH_INVALID;
+    close_fd(&fd);
+    return status;
+}
+
 // As open_parent, but allowed to be written to: follows a final symbolic link by hand to where it points, so that the
 // directory that is judged is the one that is used.
 static int open_target(const char *path, bool make, bool follow, int *ret_fd, char name[static 256])
@@ -165,6 +194,8 @@ static int open_target(const char *path, bool make, bool follow, int *ret_fd, ch
     for (int hops = 0; hops < LINKS_MAX; hops++) {
         int fd = -1;
         int status = open_parent(at, make, &fd, name);
+        if (status == MSG_FILE_NOT_FOUND)
+            return missing_where(at);
         if (status == MSG_FILE_OK && (status = fileop_dir_allowed(fd)) != MSG_FILE_OK)
             close_fd(&fd);
         if (status != MSG_FILE_OK)

@@ -305,11 +305,11 @@ static void __attribute__((noreturn)) loop(void)
     struct epoll_event events[32];
     for (;;) {
         const bool control_more = read_port(&control_port), bulk_more = read_port(&bulk_port);
-        const bool control_empty = port_flush(&control_port);
+        const bool flushed = port_flush(&control_port) & port_flush(&bulk_port);
         const bool pump_more = pump_bulk();
         const int64_t next = command_tick(clock_mono_ms());
         int timeout = next < 0 ? -1 : next > 3600000 ? 3600000 : (int)next;
-        if (!control_empty && (timeout < 0 || timeout > 1000))
+        if (!flushed && (timeout < 0 || timeout > 1000))
             timeout = 1000; // an edge that was missed costs a second, not a session
         if (control_more || bulk_more || pump_more)
             timeout = 0;

@@ -29,6 +29,10 @@ static void become(struct spawn *s)
 
 static void enter(struct spawn *s)
 {
+    if (s->write_dir && s->make_dir && fileop_make_dirs(s->write_dir) == MSG_FILE_OUTSIDE_ROOTS) {
+        errno = EACCES;
+        fail(s, MSG_SPAWN_ROOTS);
+    }
     if (chdir(s->cwd) != 0)
         fail(s, MSG_SPAWN_CWD);
     if (!s->write_dir)

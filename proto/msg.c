@@ -221,6 +221,7 @@ static const struct field RUN[] = {
     F(7, BOOL, false, msg_run, has_stdin),
     F(8, BOOL, false, msg_run, raw_output),
     F(9, SLICE, false, msg_run, write_dir),
+    F(10, BOOL, false, msg_run, make_dir),
 };
 MESSAGE(msg_run, RUN)
 

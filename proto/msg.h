@@ -60,6 +60,7 @@ struct msg_run {
     bool has_stdin;             // otherwise /dev/null
     bool raw_output;            // output acked as it is consumed, not spooled: archive transfers
     struct slice write_dir;     // not empty: cwd must resolve below the write roots (archive extraction)
+    bool make_dir;              // and is made when missing
 };
 
 enum msg_command_phase { MSG_COMMAND_RUNNING = 1, MSG_COMMAND_EXITED = 2 };

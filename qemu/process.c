@@ -116,7 +116,12 @@ static int become(const struct child *c)
     const struct rlimit processes = {LIMIT_PROCESSES, LIMIT_PROCESSES};
     if (setrlimit(RLIMIT_NPROC, &processes) != 0)
         return -1;
-    if (setgroups(0, NULL) != 0 || setresgid(uid, uid, uid) != 0 || setresuid(uid, uid, uid) != 0)
+    struct stat kvm;
+    gid_t group = 0; // of /dev/kvm, where the host gives it to a group
+    const bool with_kvm = c->spec->accel == VM_ACCEL_KVM && stat("/dev/kvm", &kvm) == 0 && (kvm.st_mode & 0060) == 0060;
+    if (with_kvm)
+        group = kvm.st_gid;
+    if (setgroups(with_kvm ? 1 : 0, &group) != 0 || setresgid(uid, uid, uid) != 0 || setresuid(uid, uid, uid) != 0)
         return -1;
     return getuid() == uid && geteuid() == uid && getgid() == uid ? 0 : (errno = EPERM, -1);
 }
@@ -158,7 +163,8 @@ static int stderr_memory(struct err *err)
     return fd_steal(&fd);
 }
 
-// bubblewrap says {"child-pid": N, …} once the namespaces are up.
+// bubblewrap says {"child-pid": N, … } once the namespaces are up, in several writes: all of it is read, because it dies of
+// a closed pipe in between and leaves its child behind.
 static pid_t read_info(int fd, int outer_pidfd)
 {
     char text[1024];
@@ -175,7 +181,7 @@ static pid_t read_info(int fd, int outer_pidfd)
         n += (size_t)got;
         text[n] = 0;
         const char *at = strstr(text, "\"child-pid\":");
-        if (at && strchr(at, '\n'))
+        if (at && strchr(at, '}'))
             return (pid_t)strtol(at + 12, NULL, 10);
     }
     return -1;

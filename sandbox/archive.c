@@ -193,13 +193,15 @@ struct transfer *archive_sent_locked(struct command *c)
     return archive_ref(c);
 }
 
-static int launch(struct transfer *t, const char *const *words, const char *cwd, const char *user, struct err *err)
+static int launch(struct transfer *t, const char *const *words, const char *cwd, const char *user, bool make_dir,
+                  struct err *err)
 {
     CLEANUP_JSON json_t *argv = json_array();
     for (; *words; words++)
         json_array_append_new(argv, json_string(*words));
     const struct command_request r = {.argv = argv, .cwd = cwd, .user = user, .timeout_ms = ARCHIVE_SECONDS * 1000,
-                                      .stdin_open = t->kind == TRANSFER_WRITE, .internal = true};
+                                      .stdin_open = t->kind == TRANSFER_WRITE, .internal = true,
+                                      .make_dir = make_dir};
     struct command *c = command_new(t->s, &r, &t->act.a, t->act.status, err);
     if (!c)
         return -1;
@@ -247,7 +249,7 @@ struct file_read *archive_read_begin(struct manager *m, const char *sandbox_id, 
     const char *last = whole[1] ? whole + (slash - dir) + 1 : ".";
     slash[slash == dir] = 0;
     const char *const words[] = {"/bin/sh", "-c", READ_SCRIPT, "archive", dir, whole, last, NULL};
-    if (launch(t, words, "/", user, err) == 0)
+    if (launch(t, words, "/", user, false, err) == 0)
         return (struct file_read *)t;
     give_up(t);
     return NULL;
@@ -264,7 +266,7 @@ struct file_write *archive_write_begin(struct manager *m, const char *sandbox_id
     char whole[LIMIT_PATH_BYTES + 1];
     snprintf(whole, sizeof whole, "%.*s", (int)path_len, path);
     const char *const words[] = {"/bin/sh", "-c", WRITE_SCRIPT, "archive", NULL};
-    if (launch(t, words, whole, o->user, err) == 0)
+    if (launch(t, words, whole, o->user, o->mkdirs, err) == 0)
         return (struct file_write *)t;
     give_up(t);
     return NULL;

@@ -108,6 +108,7 @@ int command_encode(struct command *c, const struct command_request *r, const cha
     run->raw_output = r->internal;
     if (r->internal && r->cwd && r->stdin_open)
         run->write_dir = run->cwd;
+    run->make_dir = r->make_dir;
     buf_init(&c->run, FRAME_PAYLOAD_MAX);
     if (msg_run_encode(&c->run, run) != 0 || frame_has_magic(c->run.data, c->run.len))
         return err_set(err, ERR_VALIDATION, "command_too_large", "argv and environment are larger than %u bytes",

@@ -19,7 +19,7 @@ struct command_request {
     int64_t max_output_bytes;
     bool background, check;
     // Archive transfers: not listed, output not spooled but handed over. Private to sandbox/.
-    bool internal;
+    bool internal, make_dir;
 };
 
 struct command_callbacks {

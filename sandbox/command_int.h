@@ -35,6 +35,7 @@ struct command {
     uint64_t recv[2], spooled[2];
     uint8_t tail[2][REDACT_TAIL];
     size_t tail_len[2];
+    unsigned carry[2];           // redact.h
     struct piece *pending, *pending_last;
     bool io_busy, redacted;      // redacted: of the io job alone
     struct spool *spool;         // of the io job alone

@@ -62,6 +62,7 @@ struct batch {
     uint64_t end[2];
     uint8_t tail[2][REDACT_TAIL];
     size_t tail_len[2];
+    unsigned carry[2];
     bool redacted;
 };
 
@@ -76,7 +77,7 @@ static bool settle_one(struct batch *b, int stream, const uint8_t *data, size_t 
         memcpy(it->text + b->tail_len[stream], data, len);
     it->len = b->tail_len[stream] + len;
     it->stream = stream;
-    it->settled = redact(it->text, it->len, final, &b->redacted);
+    it->settled = redact(it->text, it->len, final, &b->carry[stream], &b->redacted);
     b->tail_len[stream] = it->len - it->settled;
     memcpy(b->tail[stream], it->text + it->settled, b->tail_len[stream]);
     b->pieces[b->n] = (struct spool_piece){.stream = (enum spool_stream)stream, .offset = b->end[stream],
@@ -104,6 +105,7 @@ static bool batch_build(struct batch *b, const struct command *c, const struct p
     memcpy(b->end, c->spooled, sizeof b->end);
     memcpy(b->tail, c->tail, sizeof b->tail);
     memcpy(b->tail_len, c->tail_len, sizeof b->tail_len);
+    memcpy(b->carry, c->carry, sizeof b->carry);
     if (!b->items || !b->pieces)
         return false;
     for (const struct piece *p = pieces; p; p = p->next)
@@ -186,6 +188,7 @@ static void io_one(struct sandbox *s, struct command *c, struct piece *pieces, b
         memcpy(c->spooled, b.end, sizeof c->spooled);
         memcpy(c->tail, b.tail, sizeof c->tail);
         memcpy(c->tail_len, b.tail_len, sizeof c->tail_len);
+        memcpy(c->carry, b.carry, sizeof c->carry);
         c->redacted |= b.redacted;
         acknowledge_locked(c);
     } else {

@@ -113,7 +113,8 @@ static void write_lines(struct sandbox *s)
         struct log_line *next = line->next;
         struct log_entry e = {.at_ms = line->at_ms, .source = line->source};
         bool found = false;
-        redact(line->text, line->len, true, &found);
+        unsigned carry = 0;
+        redact(line->text, line->len, true, &carry, &found);
         e.redacted = found;
         e.text = (const char *)line->text;
         e.text_len = line->len;

@@ -7,9 +7,10 @@
 #include <stddef.h>
 #include <stdint.h>
 
-// Masks every complete secret in data and returns how many leading bytes are settled: with final, len; otherwise
-// the tail that may still become a secret (at most 43 bytes) is left for the next call. *ret_found is set when
-// something was masked, else untouched.
-size_t redact(uint8_t *data, size_t len, bool final, bool *ret_found);
+// Masks every complete secret in data and returns how many leading bytes are settled: with final, len; otherwise a tail
+// that has the whole prefix of a secret and may still become one (at most 43 bytes) is left for the next call. A tail
+// that is only the beginning of the prefix is settled, so that a prompt is never held back; *carry (0 at the start of a
+// stream) remembers it. *ret_found is set when something was masked, else untouched.
+size_t redact(uint8_t *data, size_t len, bool final, unsigned *carry, bool *ret_found);
 
 #endif
