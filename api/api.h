@@ -62,7 +62,7 @@ struct api_call *api_begin(struct api *a, const struct api_request *req, void (*
 size_t api_body_push(struct api_call *c, const void *data, size_t len);
 void api_body_end(struct api_call *c);
 
-#define API_HEADERS_MAX 24
+#define API_HEADERS_MAX 14
 struct api_header {
     const char *name;
     const char *value;

@@ -16,6 +16,7 @@ static bool scope_held(struct api_call *c, unsigned scope)
     struct err err = {0};
     if (!scope || (c->who->row.scopes & scope))
         return true;
+    c->in->ran = false; // decided before anything was looked up: no object is named
     err_set(&err, ERR_POLICY_DENIED, "scope_missing", "the token lacks the scope %s", scope_name((enum scope)scope));
     err_remedy(&err, "use a token with that scope");
     call_fail(c, &err);

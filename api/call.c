@@ -219,6 +219,7 @@ void call_invalid(struct api_call *c)
 {
     struct faults *f = call_faults(c);
     struct err err = {0};
+    c->in->ran = false; // whether the objects in the path exist was not looked at
     if (f->out_of_memory) {
         err_set(&err, ERR_INTERNAL, "out_of_memory", "out of memory");
     } else if (f->n > 0) {
@@ -382,6 +383,7 @@ void api_call_end(struct api_call *c, bool completed)
     c->wake = NULL;
     c->ended = true;
     const bool answered = atomic_load(&c->answered);
+    const bool begun = atomic_load(&c->phase) != PHASE_AUTH; // else the pool sees that we left
     if (c->pump)
         pump_signal(c->pump);
     pthread_mutex_unlock(&c->lock);
@@ -389,7 +391,7 @@ void api_call_end(struct api_call *c, bool completed)
         if (c->resp.stream)
             stream_list_remove(c);
         close_state(c, completed);
-    } else if (c->sink && !c->body_ended && atomic_load(&c->phase) != PHASE_AUTH) {
+    } else if (begun && c->sink && !c->body_ended) {
         c->sink->abort(c);
     }
     metrics_count(c->a->metrics, c->op ? c->op->index : (size_t)-1, answered ? c->resp.status : 0,

@@ -50,6 +50,7 @@ struct manager {
     atomic_int created;               // creates that were begun
     struct err fail_next;             // the next operation is refused with it
     bool fail_cleanup;
+    size_t stdin_len, stdin_calls;
     size_t window;                    // bytes an upload takes at once; 0: all
 };
 

@@ -63,12 +63,14 @@ static void finish(struct manager *m, struct fake_command *c)
     struct err err = {0};
     struct spool_state st;
     spool_state(c->spool, &st);
+    pthread_mutex_lock(&m->lock);
     c->row.phase = COMMAND_FINISHED;
     c->row.outcome = OUTCOME_EXITED;
     c->row.stdout_bytes = c->row.stdout_spooled = (int64_t)st.kept[0];
     c->row.stderr_bytes = c->row.stderr_spooled = (int64_t)st.kept[1];
     c->row.finished_at_ms = clock_wall_ms();
     c->row.duration_ms = 3;
+    pthread_mutex_unlock(&m->lock);
     store_write(m->store, settle_tx, c, &err);
     pthread_mutex_lock(&m->lock);
     for (struct fake_command **at = &m->commands; *at; at = &(*at)->next)
@@ -206,7 +208,7 @@ int command_info(struct manager *m, const char *tenant, const char *sandbox_id, 
     const bool live = c && strcmp(c->row.tenant, tenant) == 0 && strcmp(c->row.sandbox_id, sandbox_id) == 0;
     if (live) {
         command_row_copy(ret, &c->row);
-        ret->phase = COMMAND_RUNNING_;
+        ret->phase = COMMAND_RUNNING_; // until it is durable
         ret->outcome = OUTCOME_NONE;
     }
     pthread_mutex_unlock(&m->lock);
@@ -233,10 +235,14 @@ int command_stdin(struct manager *m, const char *sandbox_id, const char *id, con
     struct err err = {0};
     struct command_row row = {0};
     (void)eof, (void)success_status, (void)data;
-    if (command_info(m, a->tenant, sandbox_id, id, &row, &err) == 0 && offset > 0)
-        err_set(&err, ERR_CONFLICT, "stdin_offset", "stdin ends at 0");
+    if (command_info(m, a->tenant, sandbox_id, id, &row, &err) == 0 && offset >= 0 && (size_t)offset != m->stdin_len)
+        err_set(&err, ERR_CONFLICT, "stdin_offset", "stdin ends elsewhere");
     command_row_free(&row);
-    done(arg, (int64_t)len, err.kind != ERR_NONE ? &err : NULL);
+    if (err.kind == ERR_NONE) {
+        m->stdin_len += len;
+        m->stdin_calls++;
+    }
+    done(arg, (int64_t)m->stdin_len, err.kind != ERR_NONE ? &err : NULL);
     return 0;
 }
 

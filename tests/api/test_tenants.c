@@ -333,7 +333,8 @@ static void test_stdin(void **state)
     struct answer *r = post(w, path_of("/v1/sandboxes/%s/commands", id), "{\"argv\":[\"hold\"],\"background\":true}");
     snprintf(command, sizeof command, "%s", answer_text(r, "command_id"));
     answer_free(r);
-    const char *path = path_of("/v1/sandboxes/%s/commands/%s/stdin", id, command);
+    char path[200];
+    snprintf(path, sizeof path, "/v1/sandboxes/%s/commands/%s/stdin", id, command);
     r = ask(w, &(struct ask){.method = "POST", .path = path, .query = "eof=true&offset=0", .body = "a\0b", .body_len = 3});
     answer_is(r, 200, NULL, NULL);
     assert_int_equal(json_get_int(r->json, "next_offset", -1), 3);
@@ -341,6 +342,27 @@ static void test_stdin(void **state)
     answer_free(r);
     r = ask(w, &(struct ask){.method = "POST", .path = path, .query = "offset=7", .body = "x"});
     answer_is(r, 409, "conflict", "stdin_offset");
+    answer_free(r);
+    // Of any size, in bounded pieces, under one receipt.
+    char *big = calloc(1, 3 << 20);
+    r = ask(w, &(struct ask){.method = "POST", .path = path, .body = big, .body_len = 3 << 20, .piece = 100001, .chunked = true});
+    answer_is(r, 200, NULL, NULL);
+    assert_int_equal(json_get_int(r->json, "next_offset", -1), 3 + (3 << 20));
+    assert_int_equal(w->m->stdin_calls, 1 + 12);
+    char receipt[ID_MAX];
+    snprintf(receipt, sizeof receipt, "%s", answer_text(r, "receipt_id"));
+    answer_free(r);
+    r = get(w, path_of("/v1/receipts/%s", receipt), NULL);
+    answer_is(r, 200, NULL, NULL);
+    assert_string_equal(answer_text(r, "outcome"), "succeeded");
+    answer_free(r);
+    struct driven *d = drive_begin(w, &(struct ask){.method = "POST", .path = path, .body = big, .body_len = 10});
+    api_body_push(d->call, big, 5);
+    drive_leave(d);
+    free(big);
+    r = ask(w, &(struct ask){.method = "POST", .path = path_of("%.*scmd01k30x4rwm8e7q2v9hbnjt0001/stdin",
+                                                               (int)(strstr(path, "/cmd") + 1 - path), path), .body = "x"});
+    answer_is(r, 404, "not_found", NULL);
     answer_free(r);
     fake_exit(w->m, command, 0);
 }

@@ -1,4 +1,4 @@
-// What is sent to a running command: signals and stdin.
+// Signals to a running command.
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -10,7 +10,6 @@
 
 struct sent {
     struct api_call *c; // a reference
-    int64_t total;
     struct err err;
 };
 
@@ -81,45 +80,7 @@ static void replay_signal(struct api_call *c)
     reply_signal(c, json_get_str(c->in->json, "signal"));
 }
 
-static void answer_input(void *arg)
-{
-    struct sent *s = arg;
-    struct api_call *c = s->c;
-    if (s->err.kind != ERR_NONE) {
-        call_fail(c, &s->err);
-    } else {
-        json_t *j = json_object();
-        json_put_str(j, "command_id", c->in->ids[1]);
-        json_put_int(j, "next_offset", s->total);
-        json_put(j, "eof", json_boolean(call_param_flag(c, "eof")));
-        json_put_str(j, "audit_id", c->in->a.audit_id);
-        json_put_str(j, "receipt_id", c->in->a.receipt_id);
-        reply_json(c, 200, j);
-    }
-    sent_free(s);
-}
-
-static void on_input(void *arg, int64_t total, const struct err *err)
-{
-    struct sent *s = arg;
-    s->total = total;
-    if (err)
-        s->err = *err;
-    if (work_submit(s->c->a->pool, answer_input, s) != 0)
-        answer_input(s);
-}
-
-// The body was collected (at most LIMIT_BODY_JSON_BYTES); it stays in the call until done has come.
-static void send_input(struct api_call *c)
-{
-    struct sent *s = sent_new(c);
-    if (s)
-        command_stdin(c->a->manager, c->in->ids[0], c->in->ids[1], buf_text(&c->in->body), c->in->body.len,
-                      call_param_integer(c, "offset", -1), call_param_flag(c, "eof"), &c->in->a, 200, on_input, s);
-}
-
-const struct handler INPUT_HANDLERS[] = {
+const struct handler SIGNAL_HANDLERS[] = {
     {"command.signal", RUN_ASYNC, send_signal, NULL, replay_signal},
-    {"command.stdin", RUN_ASYNC, send_input, NULL, NULL},
     {0},
 };
