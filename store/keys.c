@@ -16,7 +16,9 @@
 #define SQL_INSERT                                                                                                     \
     "INSERT INTO keys (key_id, use, public_pem, created_at_ms, retired_at_ms) VALUES (?1, ?2, ?3, ?4, 0)"              \
     " ON CONFLICT (key_id, use) DO UPDATE SET retired_at_ms = 0 WHERE retired_at_ms <> 0"
-#define SQL_LIST "SELECT key_id, use, public_pem, created_at_ms, retired_at_ms FROM keys ORDER BY retired_at_ms <> 0, use, key_id"
+#define SQL_LIST                                                                                                       \
+    "SELECT key_id, use, public_pem, created_at_ms, retired_at_ms FROM keys"                                           \
+    " ORDER BY retired_at_ms <> 0, use, key_id"
 
 static int publish(int dirfd, const char *name, const char *pem, struct err *err)
 {
@@ -26,9 +28,8 @@ static int publish(int dirfd, const char *name, const char *pem, struct err *err
     return fd_write_file_atomic(dirfd, name, pem, strlen(pem), 0644) == 0 ? 0 : err_sys(err, errno, "writing %s", name);
 }
 
-static int keep(struct store *s, int dirfd, const char *use, const struct sign_key *key, struct err *err)
+static int keep(struct store *s, const char *use, const struct sign_key *key, struct err *err)
 {
-    char name[64];
     const int64_t now = clock_wall_ms();
     CLEANUP_STMT struct stmt *retire = db_stmt(s->db, SQL_RETIRE, err);
     db_bind_int(retire, now);
@@ -41,13 +42,25 @@ static int keep(struct store *s, int dirfd, const char *use, const struct sign_k
     db_bind_text(insert, use);
     db_bind_text(insert, sign_key_public_pem(key));
     db_bind_int(insert, now);
-    if (db_run(insert, err) != 0)
+    return db_run(insert, err);
+}
+
+// Every public key as a file, for checks without the database: <use>.pub.pem is the one in force.
+static int publish_all(struct store *s, int dirfd, struct err *err)
+{
+    char id[65], use[16], name[100];
+    int got;
+    CLEANUP_STMT struct stmt *st = db_stmt(s->db, SQL_LIST, err);
+    while ((got = db_step(st, err)) > 0) {
+        db_col_text(st, id, sizeof id);
+        db_col_text(st, use, sizeof use);
+        snprintf(name, sizeof name, "%s-%s.pub.pem", use, id);
+        if (publish(dirfd, name, db_col_borrow(st, NULL), err) != 0)
+            return -1;
+    }
+    if (got < 0 || publish(dirfd, "receipt.pub.pem", sign_key_public_pem(s->keys.receipt), err) != 0)
         return -1;
-    snprintf(name, sizeof name, "%s-%s.pub.pem", use, sign_key_id(key));
-    if (publish(dirfd, name, sign_key_public_pem(key), err) != 0)
-        return -1;
-    snprintf(name, sizeof name, "%s.pub.pem", use);
-    return publish(dirfd, name, sign_key_public_pem(key), err);
+    return publish(dirfd, "checkpoint.pub.pem", sign_key_public_pem(s->keys.checkpoint), err);
 }
 
 static int load_argv_key(struct store *s, int dirfd, struct err *err)
@@ -79,10 +92,11 @@ int keys_open(struct store *s, struct err *err)
         return -1;
     if (db_exec(s->db, "BEGIN IMMEDIATE", err) != 0)
         return -1;
-    if (keep(s, dirfd, "receipt", s->keys.receipt, err) == 0 &&
-        keep(s, dirfd, "checkpoint", s->keys.checkpoint, err) == 0)
-        return db_exec(s->db, "COMMIT", err);
-    (void)db_exec(s->db, "ROLLBACK", NULL);
+    if (keep(s, "receipt", s->keys.receipt, err) == 0 && keep(s, "checkpoint", s->keys.checkpoint, err) == 0 &&
+        db_exec(s->db, "COMMIT", err) == 0)
+        return publish_all(s, dirfd, err);
+    if (db_in_transaction(s->db))
+        (void)db_exec(s->db, "ROLLBACK", NULL);
     return -1;
 }
 
