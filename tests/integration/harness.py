@@ -541,6 +541,7 @@ def run_module(module, only=()):
     fixtures = Fixtures(name)
     passed = failed = skipped = 0
     signal.signal(signal.SIGALRM, _timeout)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that servers and VMs are ended too
     try:
         for test in tests:
             title = f"{name}: {(test.__doc__ or test.__name__).strip().splitlines()[0].rstrip('.')}"
