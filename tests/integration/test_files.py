@@ -118,7 +118,8 @@ def test_outside_roots(s, box):
     s.run(box, "ln -sfn /etc /work/etc; ln -sfn / /tmp/rootdir; ln -sf /etc/evil /work/dangling")
     for path in ("/work/etc/evil", "/tmp/rootdir/etc/evil", "/tmp/rootdir/evil"):
         a = s.put(s.file(box, path, user="root"), b"x", expect=403)
-        assert a.code == "path_outside_roots", (path, a)
+        # in a sticky directory the kernel itself does not follow another user's link (protected_symlinks)
+        assert a.code in ("path_outside_roots", "permission_denied")[:1 + path.startswith("/tmp")], (path, a)
     a = s.put(s.file(box, "/work/dangling", user="root"), b"x")
     assert a.status in (200, 201, 403, 422), a
     assert s.run(box, "ls /etc/evil /evil", user="root")["exit_code"] != 0, "a write left the roots"
