@@ -48,7 +48,9 @@ class Floor:
         text = " ".join(self.argv)
         self.fds = {"kernel": int(re.search(r"-kernel /proc/self/fd/(\d+)", text)[1]),
                     "initrd": int(re.search(r"-initrd /proc/self/fd/(\d+)", text)[1]),
-                    "root": int(re.search(r"fd=(\d+),set=1", text)[1]), "data": int(re.search(r"fd=(\d+),set=2", text)[1])}
+                    "root": int(re.search(r"fd=(\d+),set=1", text)[1])}
+        data = [int(n) for n in re.findall(r"fd=(\d+),set=2", text)]  # the second one, where there is one, is read-only
+        self.fds.update(zip(("data", "data_read"), data))
         for name in ("control", "bulk", "qmp", "console"):
             self.fds[name] = int(re.search(rf"socket,id={name},fd=(\d+)", text)[1])
         with open(os.path.join(harness.IMAGES, "index.json")) as f:
@@ -83,6 +85,9 @@ class VM:
         subprocess.run(["cp", "--sparse=always", "--reflink=auto", floor.template, disk], check=True)
         opened = {"kernel": os.open(floor.kernel, os.O_RDONLY), "initrd": os.open(floor.initrd, os.O_RDONLY),
                   "root": os.open(floor.root, os.O_RDONLY), "data": os.open(disk, os.O_RDWR)}
+        if "data_read" in floor.fds:
+            opened["data_read"] = os.open(disk, os.O_RDONLY)
+        files = list(opened.values())
         listeners = {}
         for name in ("control", "bulk", "qmp", "console"):
             listeners[name] = socket.socket(socket.AF_UNIX)
@@ -90,7 +95,8 @@ class VM:
             listeners[name].listen(1)
             opened[name] = listeners[name].fileno()
         high = {name: fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 200) for name, fd in opened.items()}
-        actions = [(os.POSIX_SPAWN_OPEN, 2, "/dev/null", os.O_WRONLY, 0)]
+        log = os.path.join(folder, "stderr")
+        actions = [(os.POSIX_SPAWN_OPEN, 2, log, os.O_WRONLY | os.O_CREAT, 0o600)]
         actions += [(os.POSIX_SPAWN_DUP2, high[name], number) for name, number in floor.fds.items()]
         program = shutil.which(os.path.basename(floor.argv[0])) or floor.argv[0]
         self.pid = os.posix_spawn(program, floor.argv, {"PATH": "/usr/bin"}, file_actions=actions)
@@ -100,14 +106,17 @@ class VM:
             c.connect(os.path.join(folder, name))
             c.settimeout(120)
             self.ports[name] = c
-        for fd in list(high.values()) + [opened[n] for n in ("kernel", "initrd", "root", "data")]:
+        for fd in list(high.values()) + files:
             os.close(fd)
         for listener in listeners.values():
             listener.close()
         self.control, self.rest = self.ports["control"], b""
         while b"READY\n" not in self.rest:
-            part = self.control.recv(4096)
-            assert part, "QEMU ended before the floor agent answered"
+            try:
+                part = self.control.recv(4096)
+            except ConnectionResetError:
+                part = b""
+            assert part, f"QEMU ended before the floor agent answered: {open(log).read()}"
             self.rest += part
         self.boot_ms = (time.monotonic() - self.t0) * 1e3
         self.rest = b""

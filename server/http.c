@@ -320,9 +320,10 @@ static enum MHD_Result begin(struct exchange *x, const char *method, const char 
         x->body_ended = true;
         api_body_end(x->call);
     }
-    const struct api_response *answer = api_response(x->call);
-    // Without a body the answer may go at once; with one only where the client waits for our word.
-    if (answer && (!x->has_body || f.expect))
+    // An answer in this first call makes the library close the connection and lose what is pipelined behind: it goes in
+    // the second, which follows at once. Only a client that waits for our word before its body gets it here.
+    const struct api_response *answer = x->has_body && f.expect ? api_response(x->call) : NULL;
+    if (answer)
         return queue(x, answer);
     conn_phase(x, x->has_body ? PHASE_BODY : PHASE_ANSWER);
     return MHD_YES;
