@@ -43,12 +43,13 @@ def fingerprint(report):
         ping = [vm.timed("PING") for _ in range(300)]
         fsync = floor_room.fdatasync_ms(st.s.state)
     jail = [name if part["available"] else f"no {name} ({part['reason']})" for name, part in has["jail"].items()]
+    memory_kib = int(first("/proc/meminfo", r"MemTotal: +(\d+)", "0"))
     host = {
         "system": first("/etc/os-release", r'^PRETTY_NAME="?([^"\n]+)'),
         "kernel": platform.release(),
         "CPU": first("/proc/cpuinfo", r"model name\s*: (.+)"),
         "cores": str(cores()),
-        "memory": f"{int(first('/proc/meminfo', r'MemTotal: +(\\d+)', '0')) >> 10} MiB",
+        "memory": f"{memory_kib >> 10} MiB",
         "load at the start": " ".join(f"{x:.2f}" for x in os.getloadavg()),
         "QEMU": has["qemu_version"],
         "accelerator": f"{has['accel']['selected']} ({has['isolation']})",
