@@ -2,7 +2,9 @@
 #ifndef AIRLOCK_SERVER_EMBEDDED_H
 #define AIRLOCK_SERVER_EMBEDDED_H
 
-extern const char embedded_openapi_json[], embedded_openapi_json_end[];
-extern const char embedded_docs_html[], embedded_docs_html_end[];
+#include <stdint.h>
+
+extern const char embedded_openapi_json[], embedded_docs_html[];
+extern const uint64_t embedded_openapi_json_len, embedded_docs_html_len;
 
 #endif

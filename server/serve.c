@@ -199,8 +199,8 @@ static int open_all(struct server *s)
         return fail("the sandboxes", &err);
     const struct api_options api = {
         .manager = s->manager, .store = s->store, .spec_json = embedded_openapi_json,
-        .spec_len = (size_t)(embedded_openapi_json_end - embedded_openapi_json), .docs_html = embedded_docs_html,
-        .docs_len = (size_t)(embedded_docs_html_end - embedded_docs_html), .server_version = AIRLOCK_VERSION, .workers = 4,
+        .spec_len = embedded_openapi_json_len, .docs_html = embedded_docs_html,
+        .docs_len = embedded_docs_html_len, .state_dir = c->state_dir, .server_version = AIRLOCK_VERSION, .workers = 4,
         .server_ready = server_ready, .server_arg = s};
     if (!(s->api = api_new(&api, &err)))
         return fail("the API", &err);
