@@ -127,12 +127,13 @@ class Wire:
         self.sock = socket.create_connection((server.host, server.port), timeout=timeout)
         self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
-    def request(self, method, target, body=b"", headers=""):
+    def request(self, method, target, body=b"", headers="", length=None):
+        """The bytes of a request; with a length only its head, for a body that is sent apart."""
         if isinstance(body, dict):
             body = json.dumps(body).encode()
             headers += "Content-Type: application/json\r\n"
         if body or method in ("POST", "PUT"):
-            headers += f"Content-Length: {len(body)}\r\n"
+            headers += f"Content-Length: {len(body) if length is None else length}\r\n"
         return (f"{method} {target} HTTP/1.1\r\nHost: {self.server.host}:{self.server.port}\r\n"
                 f"Authorization: Bearer {self.server.token}\r\n{headers}\r\n").encode() + body
 
