@@ -191,7 +191,7 @@ static bool event_item(void *arg, const struct event_row *row)
 static void events(struct api_call *c)
 {
     struct err err = {0};
-    if (c->in->accept_json && !c->in->accept_stream) {
+    if (!c->in->accept_stream && (c->in->accept_json || call_param(c, "limit")->given)) {
         struct sequence s = {json_array(), call_param_integer(c, "after_seq", 0)};
         const unsigned limit = (unsigned)call_param_integer(c, "limit", LIMIT_LIST_DEFAULT);
         const int failed = event_list(c->a->store, c->who->row.tenant, s.last_seq, limit, event_item, &s, &err);

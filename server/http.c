@@ -38,6 +38,7 @@ struct conn {
     int fd;
     enum phase phase;
     bool seen_request, waiting_for_us;
+    bool end_seen; // the last sweep found the client's end and nothing to read before it
     int64_t since_ms;
     uint64_t body_bytes;
 };
@@ -99,6 +100,18 @@ static bool overdue(const struct conn *c, int64_t now)
     return false;
 }
 
+// The library, on an edge-triggered epoll, stops reading at a short read: a client's end that arrived together with
+// its last bytes is never seen. Two looks, so that the library has had its turn.
+static bool left_unseen(struct conn *c)
+{
+    char byte;
+    const bool ended = c->phase == PHASE_BODY && !c->waiting_for_us &&
+                       recv(c->fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT) == 0;
+    const bool again = ended && c->end_seen;
+    c->end_seen = ended;
+    return again;
+}
+
 static void *sweep(void *arg)
 {
     struct http *h = arg;
@@ -111,7 +124,7 @@ static void *sweep(void *arg)
         const int64_t now = clock_mono_ms();
         pthread_mutex_lock(&h->lock);
         for (struct conn *c = h->conns; c; c = c->next)
-            if (overdue(c, now)) {
+            if (overdue(c, now) || left_unseen(c)) {
                 shutdown(c->fd, SHUT_RDWR); // the library sees the end and closes
                 c->since_ms = now;
             }

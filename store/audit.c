@@ -199,7 +199,7 @@ int audit_write_file(struct store *s, struct err *err)
     CLEANUP_FREE char *text = checkpoint_text(s->db, err);
     if (!text)
         return -1;
-    return fd_write_file_atomic(s->dirfd, "checkpoint.json", text, strlen(text), 0644) == 0
+    return fd_write_file_atomic(s->dirfd, "checkpoint.json", text, strlen(text), 0600) == 0
                ? 0
                : err_sys(err, errno, "writing checkpoint.json");
 }

@@ -41,6 +41,8 @@ int token_revoke(struct store_tx *tx, const char *tenant, const char *id, int64_
 // By hash of the secret text: the only query before a tenant is known. 0 found, 1 none, -1 error.
 int token_find(struct store *s, const uint8_t hash[SHA256_BYTES], struct token_row *ret, struct err *err);
 int token_get(struct store *s, const char *tenant, const char *id, struct token_row *ret, struct err *err);
+// Whatever its tenant: for the operator, who makes tokens for others and must be able to take them back.
+int token_get_any(struct store *s, const char *id, struct token_row *ret, struct err *err);
 
 // ---- paging ---------------------------------------------------------------------------------------------------
 // Lists are newest first by id; cursor is the last id seen. fn returns false to stop. The row is borrowed.

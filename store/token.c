@@ -85,6 +85,14 @@ int token_get(struct store *s, const char *tenant, const char *id, struct token_
     return one(st, ret, err);
 }
 
+int token_get_any(struct store *s, const char *id, struct token_row *ret, struct err *err)
+{
+    struct db *db = reader_db(s, err);
+    CLEANUP_STMT struct stmt *st = db ? db_stmt(db, "SELECT " TOKEN_COLUMNS " FROM tokens WHERE id = ?", err) : NULL;
+    db_bind_text(st, id);
+    return one(st, ret, err);
+}
+
 int token_list(struct store *s, const struct page *page, bool (*fn)(void *, const struct token_row *), void *arg,
                struct err *err)
 {

@@ -102,7 +102,7 @@ def test_lists(s):
     w = world(s)
     for mine, other, other_box, tok in (("box_a", "box_b", w["box_b"], w["a"]), ("box_b", "box_a", w["box_a"], w["b"])):
         for path in (BOX, f"{BOX}?state=running", "/v1/jobs", f"/v1/jobs?sandbox_id={other_box}", "/v1/receipts",
-                     f"/v1/receipts?sandbox_id={other_box}", "/v1/audit?after_seq=0", "/v1/events"):
+                     f"/v1/receipts?sandbox_id={other_box}", "/v1/audit?after_seq=0", "/v1/events?after_seq=0&limit=500"):
             a = s.get(path, token=tok, expect=(200, 404))
             assert other_box not in a.body.decode(), (path, "shows another tenant's rows")
         assert w[mine] in s.get(BOX, token=tok).body.decode()
@@ -198,9 +198,10 @@ def test_token_secret(s):
     assert secret not in s.get(f"/v1/receipts/{a.json['receipt_id']}").body.decode()
     for folder, _, names in os.walk(s.state):
         for name in names:
-            if name == "token" or name.endswith(".raw"):
+            path = os.path.join(folder, name)
+            if name == "token" or name.endswith(".raw") or not os.path.isfile(path):
                 continue
-            with open(os.path.join(folder, name), "rb") as f:
+            with open(path, "rb") as f:
                 data = f.read()
             assert secret.encode() not in data, f"{name} holds a token"
             assert s.token.encode() not in data, f"{name} holds the admin token"
