@@ -223,7 +223,7 @@ static void look(void *arg)
     const int got = !row ? err_set(&err, ERR_INTERNAL, "out_of_memory", "out of memory")
                          : idem_find(c->a->store, c->who->row.tenant, c->op->method, c->in->path,
                                      call_param_text(c, "Idempotency-Key", ""), row, &err);
-    if (got == 0) {
+    if (row && got == 0) {
         found(c, row);
     } else {
         free(row);

@@ -84,7 +84,7 @@ static int run(char *const argv[], char *out, size_t cap)
     posix_spawn_file_actions_destroy(&actions);
     close(pipe_fds[1]);
     size_t n = 0;
-    char sink[512];
+    char sink[512] = {0};
     for (ssize_t got = 1; !failed && got > 0;) {
         const bool room = n + 1 < cap;
         got = read(pipe_fds[0], room ? out + n : sink, room ? cap - 1 - n : sizeof sink);

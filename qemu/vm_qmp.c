@@ -208,6 +208,7 @@ json_t *vm_qmp(struct vm *vm, const char *command, json_t *arguments, int timeou
     free(text);
     if (sent) {
         call.next = vm->calls;
+        // cppcheck-suppress autoVariables ; unlisted below before it ends
         vm->calls = &call;
         while (!call.done && !vm->gone && vm->qmp_up && waited == 0)
             waited = pthread_cond_timedwait(&vm->changed, &vm->lock, &until);

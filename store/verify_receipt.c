@@ -194,7 +194,7 @@ int verify_counts(struct verifier *v)
     v->report->pending_receipts = (uint64_t)pending;
     if (final != (int64_t)v->report->receipts || unknown != 0)
         return verify_fault(v, VERIFY_MISMATCH, "there are %lld settled receipts, the audit chain knows of %llu",
-                            (long long)(final + unknown), (unsigned long long)v->report->receipts);
+                            (long long)final + (long long)unknown, (unsigned long long)v->report->receipts);
     if (!v->src.moving && (uint64_t)pending != v->admitted - v->report->receipts)
         return verify_fault(v, VERIFY_MISMATCH, "there are %lld pending receipts, the audit chain knows of %llu",
                             (long long)pending, (unsigned long long)(v->admitted - v->report->receipts));
