@@ -1,4 +1,5 @@
 """http: requests a second against nginx, the server's memory after them, a thousand idle followers, an idle sandbox."""
+import collections
 import os
 import resource
 import time
@@ -52,7 +53,14 @@ def calls_under_way(s):
 
 
 def descriptors(pid):
-    return len(os.listdir(f"/proc/{pid}/fd"))
+    """How many of each: files by name, sockets and the like by kind."""
+    out = collections.Counter()
+    for fd in os.listdir(f"/proc/{pid}/fd"):
+        try:
+            out[os.readlink(f"/proc/{pid}/fd/{fd}").split(":[")[0]] += 1
+        except OSError:
+            pass
+    return out
 
 
 def followers(report, options, st):
@@ -87,11 +95,11 @@ def followers(report, options, st):
     left = None
     while time.monotonic() < closed + 2 * GONE_S:
         left = (descriptors(pid) - before["fds"], calls_under_way(s) - before["calls"])
-        if left[0] <= 0 and left[1] <= 0:
+        if not left[0] and left[1] <= 0:
             break
         time.sleep(.1)
     else:
-        report.note(f"after {2 * GONE_S} s there are still {left[0]} descriptors and {left[1]} calls more than before")
+        report.note(f"after {2 * GONE_S} s there are still {left[1]} calls more than before, and {dict(left[0])}")
     report.figure("followers gone after their clients", "s", [time.monotonic() - closed], ("worst<=", GONE_S),
                   promised_n=1000, n=options.followers, note="descriptors and airlock_calls are as before")
 

@@ -473,12 +473,12 @@ static void test_beside_a_busy_server(void **state)
     assert_true(entries > 100);
 }
 
-static volatile bool writing;
+static bool writing;
 
 static void *write_here(void *arg)
 {
     struct store *s = arg;
-    while (writing) {
+    while (__atomic_load_n(&writing, __ATOMIC_RELAXED)) {
         struct admission a = admission_of("t", "x.y");
         admit(s, &a);
         settle(s, &a, "succeeded", 200);
