@@ -56,10 +56,11 @@ LIMITS = {
     "ratio<=": (_ratio, True, "ratio <= {:g}"),
     "ratio>=": (_ratio, False, "ratio >= {:g}"),
     "pairs>=": (lambda p, f: p50([a / b for a, b in zip(p, f)]), False, "median of the pairs' ratios >= {:g}"),
-    "over<=": (lambda p, f: p50(p) - p50(f), True, "floor + {:g} {unit}"),
-    "p50<=": (lambda p, f: p50(p), True, "p50 <= {:g} {unit}"),
-    "worst<=": (lambda p, f: max(p), True, "worst <= {:g} {unit}"),
+    "over<=": (lambda p, f: p50(p) - p50(f), True, "floor + {:g}"),
+    "p50<=": (lambda p, f: p50(p), True, "p50 <= {:g}"),
+    "worst<=": (lambda p, f: max(p), True, "worst <= {:g}"),
 }
+WITH_UNIT = ("over<=", "p50<=", "worst<=")
 
 
 def number(x):
@@ -70,12 +71,11 @@ def number(x):
 
 def line(f):
     """`name: product p50 (p95) | floor p50 | ratio | limit | verdict`"""
-    if f["verdict"] == "not measured":
-        return f"{f['name']}: not measured: {f['note']}"
-    floor = f"floor {number(f['floor_p50'])} {f['unit']} ({f['floor_is']})" if f["floor_p50"] is not None else "floor -"
+    unit = " " + f["unit"] if f["unit"] else ""
+    floor = f"floor {number(f['floor_p50'])}{unit} ({f['floor_is']})" if f["floor_p50"] is not None else "floor -"
     ratio = f"ratio {f['ratio']:.2f}" if f["ratio"] is not None else "ratio -"
     verdict = f["verdict"] + (f" (only n {f['n']} of {f['promised_n']})" if f["short"] else "")
-    return (f"{f['name']}: {number(f['p50'])} {f['unit']} ({number(f['p95'])}) | {floor} | {ratio} | {f['limit']} | {verdict}"
+    return (f"{f['name']}: {number(f['p50'])}{unit} ({number(f['p95'])}) | {floor} | {ratio} | {f['limit']} | {verdict}"
             + (f"   [{f['note']}]" if f["note"] else ""))
 
 
@@ -93,7 +93,7 @@ class Report:
             compare, at_most, form = LIMITS[limit[0]]
             value = compare(product, floor)
             verdict = "ok" if (value <= limit[1] if at_most else value >= limit[1]) else "MISSED"
-            text = form.format(limit[1], unit=unit)
+            text = form.format(limit[1]) + (" " + unit if unit and limit[0] in WITH_UNIT else "")
         f = {"part": self.part, "name": name, "unit": unit, "p50": p50(product), "p95": p95(product), "n": n,
              "floor_p50": p50(floor) if floor else None, "floor_p95": p95(floor) if floor else None, "floor_is": floor_is,
              "ratio": _ratio(product, floor) if floor and p50(floor) else None, "value": value, "limit": text,
