@@ -42,7 +42,6 @@ static void each_kind_is_known(void **state)
     struct qmp_parser p;
     json_t *o;
     qmp_parser_init(&p);
-    assert_int_equal(next(&p, NULL, NULL), -1);
     feed(&p, GREETING RETURN ERROR EVENT OTHER);
     assert_int_equal(next(&p, &o, NULL), QMP_GREETING);
     assert_int_equal(json_get_int(json_object_get(json_object_get(json_object_get(o, "QMP"), "version"), "qemu"), "major", 0), 7);
