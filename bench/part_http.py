@@ -101,7 +101,8 @@ def followers(report, options, st):
             break
         time.sleep(.1)
     if more or calls > 0:
-        report.note(f"{gone:.1f} s after their clients there are {max(calls, 0)} calls more than before, descriptors: {dict(more)}")
+        names = ", ".join(f"{n} of {os.path.basename(kind)}" for kind, n in more.items())
+        report.note(f"{gone:.1f} s after their clients there are {max(calls, 0)} calls more than before; descriptors: {names or 'none'}")
     report.figure("followers gone after their clients", "s", [gone], ("worst<=", GONE_S), promised_n=1000,
                   n=options.followers, note="sockets of the server and airlock_calls are as before")
 
