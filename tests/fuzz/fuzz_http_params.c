@@ -5,12 +5,12 @@
 //
 //     body
 //
-// An input that begins with `{` is taken for a specification instead: loading refuses it or not, and frees all.
+// The header `Schema: Name` has the body judged by that component of the specification as well, also one that only
+// answers use.
 //
 // Claims: what is captured lies in the path; a value that had no fault obeys its parameter's rules; every fault has a
 // JSON pointer and a message in UTF-8; a body judged again, and judged after being written anew, has the same faults;
 // a range lies within the content.
-#include <regex.h>
 #include <strings.h>
 
 #include "api/call.h"
@@ -24,6 +24,8 @@
 // Findings that are open: set to 0 once mended, then the claim is strict.
 #define OPEN_POINTER_CUT 1 // validate.c cuts a pointer of 2 KiB inside a character
 #define OPEN_ID_LENGTH 1   // params.c keeps the length of a malformed id when it replaces the text
+
+static struct schema_compiler compiler; // of components that are asked for by name
 
 struct request {
     char *text;                       // cut in place
@@ -139,6 +141,16 @@ static void check_route(const struct request *r, const struct route_match *m)
         CLAIM(strcmp(m->op->method, r->method) == 0 && strstr(m->allow, r->method));
 }
 
+// As handlers ask for it.
+static void check_lookup(const struct api_call *c, const struct param *p, const struct param_value *v)
+{
+    CLAIM(call_param(c, p->name) == v);
+    CLAIM(!call_param(c, "no such parameter")->given);
+    CLAIM(call_param_integer(c, p->name, -7) == (v->given ? v->integer : -7));
+    CLAIM(call_param_flag(c, p->name) == (v->given && v->integer != 0));
+    CLAIM(call_param_text(c, p->name, "") == v->text || !v->given);
+}
+
 static void check_value(const struct param *p, const struct param_value *v)
 {
     if (p->id_type >= 0) {
@@ -165,12 +177,15 @@ static void check_params(const struct api_call *c)
 {
     for (size_t i = 0, nth = 0; i < c->op->n_params; i++) {
         const struct param *p = &c->op->params[i];
-        if (p->in == PARAM_PATH)
+        const struct param_value *v = &c->in->params[i];
+        if (p->in == PARAM_PATH) {
             CLAIM(id_valid((enum id_type)p->id_type, c->in->ids[nth++]));
-        else if (c->in->params[i].given && !faulty(&c->in->faults, p->pointer))
-            check_value(p, &c->in->params[i]);
-        else if (p->required && !c->in->params[i].given)
-            CLAIM(c->in->faults.n > 0);
+            continue;
+        }
+        check_lookup(c, p, v);
+        if (v->given && !faulty(&c->in->faults, p->pointer))
+            check_value(p, v);
+        CLAIM(v->given || !p->required || c->in->faults.n > 0);
     }
 }
 
@@ -193,7 +208,7 @@ static void same_faults(struct faults *a, struct faults *b)
     free(b);
 }
 
-static void run_body(const struct operation *op, const uint8_t *body, size_t len)
+static void run_body(const struct schema *schema, const uint8_t *body, size_t len)
 {
     struct err err = {0};
     uint8_t *copy = exact_copy(body, len);
@@ -208,7 +223,7 @@ static void run_body(const struct operation *op, const uint8_t *body, size_t len
     CLEANUP_JSON json_t *anew = json_parse_strict(text, strlen(text), &err);
     free(text);
     CLAIM(anew && json_equal(value, anew));
-    same_faults(judge(op->body, value), judge(op->body, anew));
+    same_faults(judge(schema, value), judge(schema, anew));
 }
 
 static void run_range(const char *text)
@@ -237,11 +252,21 @@ static void run_operation(const struct request *r, const struct route_match *m)
     check_faults(&in->faults);
     check_params(c);
     if (m->op->body_kind == BODY_JSON)
-        run_body(m->op, r->body, r->body_len);
+        run_body(m->op->body, r->body, r->body_len);
     faults_free(&in->faults);
     free(in->text);
     free(in);
     free(c);
+}
+
+static const struct schema *component(const char *name)
+{
+    const json_t *schemas = json_object_get(json_object_get(compiler.document, "components"), "schemas");
+    const json_t *one = json_object_get(schemas, name);
+    struct err err = {0};
+    const struct schema *s = one ? schema_compile(&compiler, one, &err) : NULL;
+    CLAIM(s || !one);
+    return s;
 }
 
 static void run_request(const struct spec *spec, struct bytes *bytes)
@@ -253,22 +278,15 @@ static void run_request(const struct spec *spec, struct bytes *bytes)
     check_route(&r, &m);
     if (header(&r, "Range"))
         run_range(header(&r, "Range"));
+    const struct schema *named = header(&r, "Schema") ? component(header(&r, "Schema")) : NULL;
+    if (named)
+        run_body(named, r.body, r.body_len);
     if (m.op)
         run_operation(&r, &m);
     free(r.text);
 }
 
-static void run_specification(const struct bytes *bytes)
-{
-    struct err err = {0};
-    uint8_t *copy = exact_copy(bytes->data, bytes->left);
-    struct spec *s = spec_load((const char *)copy, bytes->left, &err);
-    CLAIM(s ? spec_count(s) > 0 : err.kind == ERR_INTERNAL && *err.code);
-    spec_free(s);
-    free(copy);
-}
-
-// The product's own, as the build made it.
+// As the build made it.
 static struct spec *specification(void)
 {
     struct err err = {0};
@@ -280,7 +298,8 @@ static struct spec *specification(void)
         CLAIM(buf_add(&b, piece, n));
     fclose(f);
     struct spec *s = spec_load(buf_text(&b), b.len, &err);
-    CLAIM(s);
+    compiler.document = json_loadb(buf_text(&b), b.len, 0, NULL);
+    CLAIM(s && compiler.document);
     buf_free(&b);
     return s;
 }
@@ -291,9 +310,6 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     if (!spec)
         spec = specification();
     struct bytes bytes = {data, size};
-    if (size > 0 && data[0] == '{')
-        run_specification(&bytes);
-    else
-        run_request(spec, &bytes);
+    run_request(spec, &bytes);
     return 0;
 }

@@ -127,32 +127,18 @@ def examples(document, method, path, body):
         yield request(method, path, body=json.dumps(one.get("value"), ensure_ascii=False))
 
 
-def specifications():
-    """Small documents, most of them refused for one reason each."""
-    op = {"operationId": "a", "x-airlock-operation": "a.b", "x-airlock-scope": "none", "x-airlock-evidence": "none",
-          "x-airlock-body": "none"}
-    text = {"type": "string"}
-    body = {"x-airlock-body": "json", "requestBody": {"content": {"application/json": {"schema": {"type": "object"}}}}}
-    ids = {"name": "id", "in": "path", "x-airlock-id": "sbx", "schema": text}
-    nested = {"allOf": [{"$ref": "#/components/s"}], "anyOf": [{"const": 1}], "oneOf": [{}], "items": {}, "propertyNames": {},
-              "additionalProperties": text, "properties": {"cwd": text}, "required": ["a"], "pattern": "a+", "minimum": 1, "maximum": 2}
-    with_body = lambda schema: {**op, **body, "requestBody": {"content": {"application/json": {"schema": schema}}}}
-    for one in [op, {**op, **body}, {**op, "x-airlock-scope": "x"}, {**op, "x-airlock-scope": None}, {**op, "x-airlock-evidence": "some"},
-                {**op, "x-airlock-evidence": "audit"}, {**op, "x-airlock-evidence": "receipt"}, {**op, "x-airlock-body": "raw"},
-                {**op, "operationId": None}, {**op, "parameters": [ids]}, {**op, "parameters": [{"name": "a", "in": "cookie", "schema": text}]},
-                {**op, "parameters": [{"name": "a"}]}, {**op, "parameters": [{"$ref": "#/nowhere"}]}, {**op, "parameters": [{"$ref": "x"}]},
-                {**op, "parameters": [{"name": str(i), "in": "query", "schema": text} for i in range(21)]},
-                {**op, "parameters": [{"name": "a", "in": "query", "x-airlock-id": "xyz", "schema": text}]},
-                with_body(nested), with_body({"$ref": "#/components/s"}), with_body({"$ref": "#/components/loop"}), with_body({"pattern": "("}),
-                with_body({"type": "what"}), with_body({"unknown": 1}), with_body({"$ref": "#/none", "title": "x"}), with_body({"properties": {"a": {"no": 1}}}),
-                with_body({"allOf": [{"no": 1}]}), with_body({"$ref": "#/components/" + "x" * 130}), {**op, **body, "requestBody": {}},
-                {**op, "requestBody": {"$ref": "#/nowhere"}}]:
-        for path in ("/a", "/a/{id}"):
-            if path == "/a" or one in (op, {**op, "parameters": [ids]}):
-                yield json.dumps({"paths": {path: {"get": one, "summary": 1}}, "components": {"s": text, "loop": {"$ref": "#/components/loop"}}}).encode()
-    yield json.dumps({"paths": {"/": {"get": op}, "/a": {"put": op, "get": op, "trace": op}, "/a/b": {"patch": op, "parameters": [ids]}}}).encode()
-    yield json.dumps({"paths": {"a": {"get": op}}}).encode()
-    yield from (b"{}", b'{"paths":{}}', b'{"paths":1}', b"{", b'{"a":1,"a":1}')
+def of_components(spec, rnd):
+    """Schemas by name, also those of answers: they use what no request does."""
+    for name, schema in spec.document["components"]["schemas"].items():
+        good = spec.sample(schema)
+        values = [good, rnd.choice(VALUES)]
+        for key in list(good)[:4] if isinstance(good, dict) else []:
+            values.append({**good, key: rnd.choice(VALUES)})
+        yield from (request("GET", "/", headers=[("Schema", name)], body=json.dumps(v, ensure_ascii=False)) for v in values)
+    for many in ({str(i): "x" for i in range(300)}, {f"k{i}": "x" for i in range(33)}, ["a"] * 1100, ["a", "a"]):
+        yield from (request("GET", "/", headers=[("Schema", name)], body=json.dumps(many)) for name in ("Labels", "Env", "Resources"))
+    yield request("POST", "/v1/sandboxes/sbx/commands", body=json.dumps({"argv": ["a"] * 1025}))
+    yield request("GET", "/v1/jobs", "%zz=1&%4=2&limit=%zz")
 
 
 def requests(path_of_specification):
@@ -173,4 +159,4 @@ def requests(path_of_specification):
     for path in ("", "/", "//", "/v1", "/v1/", "/v1/sandboxes/", "/v1/sandboxes//files", "v1", "/v1/sandboxes/%73bx", files + "/", files + "/x"):
         yield request("GET", path)
     yield request("POST", "/v1/sandboxes", body=json.dumps({"lifecycle": {"ttl_seconds": 1}, "k" * 700 + "ä" * 800: 1}, ensure_ascii=False))
-    yield from specifications()
+    yield from of_components(spec, rnd)
