@@ -112,7 +112,7 @@ static const struct vm_callbacks CALLBACKS = {
 // A shell that says that it is there and waits for the end of its standard input.
 static void start_process(struct stand_in *s)
 {
-    static const char *const ARGV[] = {"sh", "-c", "echo; read nothing", "-name", STAND_IN_ID, NULL};
+    const char *const argv[] = {"sh", "-c", "echo; read nothing", "-name", s->id, NULL};
     int ends[2], said[2];
     char c;
     posix_spawn_file_actions_t actions;
@@ -120,7 +120,7 @@ static void start_process(struct stand_in *s)
     posix_spawn_file_actions_init(&actions);
     posix_spawn_file_actions_adddup2(&actions, ends[0], 0);
     posix_spawn_file_actions_adddup2(&actions, said[1], 1);
-    assert_int_equal(posix_spawn(&s->pid, "/bin/sh", &actions, NULL, (char *const *)ARGV, environ), 0);
+    assert_int_equal(posix_spawn(&s->pid, "/bin/sh", &actions, NULL, (char *const *)argv, environ), 0);
     posix_spawn_file_actions_destroy(&actions);
     close(ends[0]);
     close(said[1]);
@@ -134,6 +134,7 @@ struct stand_in *stand_in_new(void)
     struct stand_in *s = calloc(1, sizeof *s);
     CLEANUP_BUF struct buf boot = BUF_INIT(64);
     assert_non_null(s);
+    id_new(ID_SANDBOX, s->id);
     strcpy(s->path, "/tmp/airlock-stand-in.XXXXXX");
     assert_non_null(mkdtemp(s->path));
     s->dirfd = open(s->path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
@@ -218,7 +219,7 @@ static int accept_one(int listen_fd)
 
 enum vm_adopt_verdict stand_in_try(struct stand_in *s, struct err *err)
 {
-    return vm_adopt(s->runtime, STAND_IN_ID, s->dirfd, s->loop, &CALLBACKS, s, &s->vm, err);
+    return vm_adopt(s->runtime, s->id, s->dirfd, s->loop, &CALLBACKS, s, &s->vm, err);
 }
 
 void stand_in_adopt(struct stand_in *s)
@@ -284,8 +285,8 @@ void stand_in_take(struct stand_in *s, int listen_fd, uint64_t port, struct peer
     assert_int_equal(m.port, port);
     assert_int_equal(m.version_min, PROTO_VERSION_MIN);
     assert_int_equal(m.version_max, PROTO_VERSION_MAX);
-    assert_int_equal(m.hostname.len, strlen(STAND_IN_ID));
-    assert_memory_equal(m.hostname.data, STAND_IN_ID, m.hostname.len);
+    assert_int_equal(m.hostname.len, strlen(s->id));
+    assert_memory_equal(m.hostname.data, s->id, m.hostname.len);
     if (port == MSG_PORT_CONTROL)
         memcpy(s->session, m.session, sizeof s->session);
     else // bulk joins the session of control

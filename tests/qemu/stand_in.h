@@ -7,14 +7,14 @@
 
 #include <sys/types.h>
 
+#include "base/id.h"
 #include "base/json.h"
 #include "qemu/vm.h"
 
-#define STAND_IN_ID "sbx01jbx3w8n0v9k2m4p6r8t0a2c4"
 #define STAND_IN_FEATURES (MSG_FEATURE_COMMANDS | MSG_FEATURE_FILES | MSG_FEATURE_STDIN | MSG_FEATURE_SHUTDOWN)
 
 struct stand_in {
-    char path[64];
+    char path[64], id[ID_MAX]; // the id is nobody else's on this host: a name ends all that have it
     int dirfd, control_listen, bulk_listen, qmp_listen, console_listen;
     pid_t pid;              // 0: it has ended and was waited for
     int stdin_fd;           // closing it ends the process as well

@@ -556,9 +556,9 @@ static void a_stray_is_found_by_its_facts_or_its_name(void **state)
             json_put_int(s->runtime, "start", 1);
         assert_int_equal(vm_end_stray(how == 2 ? NULL : s->runtime, "sbx00000000000000000000000000", NULL, &err), 0);
         assert_int_equal(kill(s->pid, 0), 0); // another's name is not ours
-        assert_int_equal(vm_end_stray(how == 2 ? NULL : s->runtime, STAND_IN_ID, NULL, &err), 0);
+        assert_int_equal(vm_end_stray(how == 2 ? NULL : s->runtime, s->id, NULL, &err), 0);
         stand_in_reap(s);
-        assert_int_equal(vm_end_stray(s->runtime, STAND_IN_ID, NULL, &err), 0); // nothing left is no failure
+        assert_int_equal(vm_end_stray(s->runtime, s->id, NULL, &err), 0); // nothing left is no failure
         stand_in_free(s);
     }
 }
