@@ -55,6 +55,7 @@ def fingerprint(report):
         "accelerator": f"{has['accel']['selected']} ({has['isolation']})",
         "jail": ", ".join(jail),
         "guest kernel": has["images"]["kernel_version"],
+        "initramfs": index["runtime"]["initramfs"]["digest"][:23],
         "image": "debian " + index["images"]["debian"]["digest"][:23],
         "server": binary(),
         "floor script": floor_room.floor_digest(),
