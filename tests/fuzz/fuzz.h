@@ -54,7 +54,7 @@ static inline uint8_t *exact_copy(const void *data, size_t len)
     return copy;
 }
 
-// Sizes of the pieces a stream is fed in: from a seed, small ones often. 0: all at once.
+// Sizes of the pieces a stream is fed in: from a seed, small ones often, one in eight up to 64 KiB.
 struct cuts {
     uint32_t state;
 };
@@ -63,7 +63,7 @@ static inline size_t next_cut(struct cuts *c)
 {
     c->state = c->state * 1664525u + 1013904223u;
     const uint32_t r = c->state >> 16;
-    return r % 4 == 0 ? 1 : r % 4 == 1 ? 1 + r / 4 % 16 : 1 + r / 4 % 64;
+    return r % 8 == 0 ? 1 : r % 8 < 4 ? 1 + r / 8 % 16 : r % 8 < 7 ? 1 + r / 8 % 64 : 1 + r;
 }
 
 // FNV-1a, to compare what two runs saw.

@@ -8,7 +8,6 @@
 #include "proto/msg.h"
 #include "stream.h"
 
-#define STREAM_MAX (64u << 10)
 #define GUEST_SENDER 4u // of the first byte
 
 // A finding that is open: set to 0 once mended, then the claim is strict. The parser forgets the bytes of a frame or a

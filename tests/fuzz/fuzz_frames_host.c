@@ -5,8 +5,6 @@
 #include "feed.h"
 #include "stream.h"
 
-#define STREAM_MAX (64u << 10)
-
 struct seen {
     uint64_t hash;
     unsigned synced, frames, violations;

@@ -6,7 +6,7 @@ MAGIC = bytes([0xF5, 0xFA, 0xFF, 0xF7, 0xFE, 0xF9, 0xFC, 0xF6, 0xFD, 0xF8, 0xFB,
 NONCE = b"0123456789abcdef"
 PREAMBLE = MAGIC + NONCE
 PROGRAM, WITH_PREAMBLE, SENDER = 1, 2, 4
-BYTES, SESSION, SHOW_MAGIC, FRAME, FIELDS, CUT, HEADER, NONCE_OF = range(8)
+BYTES, SESSION, SHOW_MAGIC, FRAME, FIELDS, CUT, HEADER, NONCE_OF, LARGE = range(9)
 
 # What each side is sent: type -> how its payload looks.
 TO_HOST = {2: "hello_reply", 4: "empty", 5: "command", 6: "empty", 8: "command", 9: "command", 14: "data", 16: "offsets",
@@ -126,6 +126,10 @@ def programs(types):
         yield bytes([NONCE_OF]) + b"n" * 16 + rnd.choice(frames) + bytes([SHOW_MAGIC, n])
     yield start + bytes([HEADER]) + frame(9, b"", length=2**18 + 1)
     yield start + bytes([FIELDS, 21, 2, 1, 0, 0, 15, 4, 1, 2]) + b"ab" + bytes([FIELDS, 21, 1, 15, 5, 3]) + b"abc\x05"
+    for n in (3, 120, 200, 255):
+        large = bytes([LARGE, 23, n])
+        yield start + large + frames[0] + large + frames[1] + large + large + frames[2]
+        yield large + start + frames[0] + bytes([SHOW_MAGIC, n % 17]) + large + start + frames[1]
     for _ in range(25):
         yield start + b"".join(rnd.choice(frames) for _ in range(rnd.randrange(2, 6)))
 

@@ -114,6 +114,16 @@ static void run_op(struct bytes *in, struct buf *out)
         buf_add(out, FRAME_MAGIC, FRAME_MAGIC_BYTES);
         add_taken(in, FRAME_NONCE_BYTES, out);
         break;
+    case STREAM_LARGE: {
+        const uint8_t type = take_u8(in);
+        const size_t length = ((size_t)take_u8(in) + 1) << 10;
+        if (buf_reserve(out, FRAME_HEADER_BYTES + length)) {
+            add_header(out, type, 0, 1, length);
+            memset(out->data + out->len, 0, length);
+            out->len += length;
+        }
+        break;
+    }
     case STREAM_OPS:
         break;
     }

@@ -8,6 +8,9 @@
 #include "fuzz.h"
 #include "proto/frame.h"
 
+// More than the parser holds at once, so that it must move what it has.
+#define STREAM_MAX (640u << 10)
+
 // Of the first byte of an input.
 #define STREAM_PROGRAM 1u   // the rest is a program, otherwise bytes
 #define STREAM_PREAMBLE 2u  // the stream begins with a preamble
@@ -24,6 +27,7 @@ enum stream_op {
     STREAM_CUT,      // type, length u16, fewer bytes than that: n u8, bytes
     STREAM_HEADER,   // 16 bytes of header as they are
     STREAM_NONCE_OF, // magic and the next 16 bytes as nonce
+    STREAM_LARGE,    // type, n u8: a frame with n + 1 KiB of zeros; so often at most as the stream has room
     STREAM_OPS,
 };
 
