@@ -149,6 +149,7 @@ static void no_disk_and_no_symlink_is_opened(void **state)
     assert_int_equal(x->err.kind, ERR_INTERNAL);
     assert_int_equal(x->err.sys_errno, ENOENT);
     CLEANUP_FD int other = openat(x->state_fd, "other", O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
+    assert_true(other >= 0);
     assert_int_equal(symlinkat("../other", x->sandbox_fd, "disk.raw"), 0);
     assert_int_equal(disk_open(x->sandbox_fd, &x->err), -1);
     assert_int_equal(x->err.sys_errno, ELOOP);
@@ -161,6 +162,7 @@ static void making_does_not_follow_a_symlink(void **state)
     if (!mke2fs_there())
         skip();
     CLEANUP_FD int other = openat(x->state_fd, "other", O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
+    assert_true(other >= 0);
     assert_int_equal(symlinkat("../other", x->sandbox_fd, "disk.raw"), 0);
     assert_int_equal(disk_make(x->state_fd, x->sandbox_fd, 64, &x->err), 0);
     assert_true(S_ISREG(stat_of(x->sandbox_fd, "disk.raw").st_mode));
@@ -221,14 +223,21 @@ static void many_at_once(void **state)
             _exit(__LINE__ % 256 == 77 ? 78 : __LINE__ % 256);                                                         \
     } while (0)
 
-static void map_root(void)
+// Mounts of its own: by its own right, or as root of a user namespace.
+static void own_mounts(void)
 {
     char text[40];
     const int uid = (int)getuid(), gid = (int)getgid();
+    if (unshare(CLONE_NEWNS) == 0) {
+        if (mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) != 0)
+            _exit(77);
+        return;
+    }
     if (unshare(CLONE_NEWUSER | CLONE_NEWNS) != 0)
         _exit(77);
-    CLEANUP_FD int groups = open("/proc/self/setgroups", O_WRONLY | O_CLOEXEC), u = open("/proc/self/uid_map", O_WRONLY | O_CLOEXEC),
-                   g = open("/proc/self/gid_map", O_WRONLY | O_CLOEXEC);
+    CLEANUP_FD int groups = open("/proc/self/setgroups", O_WRONLY | O_CLOEXEC);
+    CLEANUP_FD int u = open("/proc/self/uid_map", O_WRONLY | O_CLOEXEC);
+    CLEANUP_FD int g = open("/proc/self/gid_map", O_WRONLY | O_CLOEXEC);
     (void)fd_write_full(groups, "deny", 4);
     snprintf(text, sizeof text, "0 %d 1", uid);
     (void)fd_write_full(u, text, strlen(text));
@@ -239,7 +248,7 @@ static void map_root(void)
 static void __attribute__((noreturn)) in_a_small_filesystem(const char *path)
 {
     struct err err = {0};
-    map_root();
+    own_mounts();
     if (mount("small", path, "tmpfs", 0, "size=1m") != 0)
         _exit(77);
     CLEANUP_FD int state_fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
