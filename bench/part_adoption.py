@@ -14,6 +14,7 @@ TICK_OUTPUT = b"".join(b"tick %d\n" % n for n in range(TICKS))
 LINES = (10 << 20) // 10
 BURST_PROGRAM = f"import sys\nw = sys.stdout.write\nfor n in range({LINES}): w('%09d\\n' % n)"
 WAIT_S = 60
+END_S = 60
 
 
 def until_true(s, box, began, took):
@@ -32,7 +33,11 @@ def until_true(s, box, began, took):
 
 def faults_of(s, what, box, command, wanted):
     """What is wrong with a finished command's end or output; nothing where every byte is there."""
-    r = s.wait(box, command, 120)
+    path = f"/v1/sandboxes/{box}/commands/{command}"
+    r = s.get(f"{path}/wait?timeout_seconds={END_S}", expect=200, timeout=END_S + 30).json
+    if r["state"] != "finished":
+        now = s.get(path, expect=200).json
+        return [f"{what}: {command} is {now['state']} after {END_S} s with {now['stdout_bytes']} bytes of {len(wanted)}"]
     got = s.output(box, command)
     out = []
     if r["outcome"] != "exited" or r["exit_code"] != 0:
