@@ -278,7 +278,7 @@ static void begin_writing(struct api_call *c, bool archive)
 {
     struct err err = {0};
     const struct param_value *path = call_param(c, "path");
-    const char *mode = call_param_text(c, "mode", "0644");
+    const char *mode = call_param_text(c, "mode", "0"); // 0: as it was, or 0644
     const struct file_write_options o = {.user = call_param_text(c, "user", "sandbox"),
                                          .mode = (unsigned)strtoul(mode, NULL, 8),
                                          .mkdirs = call_param_flag(c, "mkdirs"),

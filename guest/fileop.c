@@ -330,18 +330,22 @@ void fileop_begin(uint64_t id, const struct msg_file *m)
     pthread_mutex_unlock(&file_lock);
 }
 
+// What does not fit in, or is not next, is dropped and so is all behind it: the host's deadline ends a transfer that
+// stalls, a file with a hole would be a lie.
 void fileop_data(uint64_t id, const struct msg_data *d, bool last)
 {
     struct chunk *c = malloc(sizeof *c + d->bytes.len);
     if (!c)
-        return; // the transfer stalls and the host's deadline ends it
+        return;
     *c = (struct chunk){.offset = d->offset, .len = d->bytes.len, .last = last};
     if (d->bytes.len)
         memcpy(c->data, d->bytes.data, d->bytes.len);
     pthread_mutex_lock(&file_lock);
     struct fileop *op = by_id(id);
-    const bool take = op && op->op == MSG_FILE_WRITE && !op->aborted && op->in_bytes + c->len <= IN_MAX;
+    const bool take = op && op->op == MSG_FILE_WRITE && !op->aborted && d->offset == op->in_end &&
+                      op->in_bytes + c->len <= IN_MAX;
     if (take) {
+        op->in_end += c->len;
         if (op->in_last)
             op->in_last->next = c;
         else

@@ -29,6 +29,7 @@ struct fileop {
     bool queued, working, aborted, done, opened;
     struct chunk *in, *in_last;  // WRITE: received
     size_t in_bytes;
+    uint64_t in_end;             // WRITE: where the next content begins
     struct chunk *out, *out_last; // READ: to send
     uint64_t credit;             // READ: consumed by the host
     // Of the file thread that works on it.

@@ -162,10 +162,18 @@ static void on_offsets(const struct frame *f)
         fileop_credit(f->id, o.file_offset);
 }
 
+static void on_file(const struct frame *f)
+{
+    struct msg_file file;
+    if (f->type == FRAME_FILE_ABORT)
+        fileop_abort(f->id);
+    else if (msg_file_decode(f->payload, f->length, &file) == 0)
+        fileop_begin(f->id, &file);
+}
+
 static void on_control(const struct frame *f)
 {
     struct msg_signal signal;
-    struct msg_file file;
     switch (f->type) {
     case FRAME_HELLO:
         hello(&control_port, f);
@@ -189,11 +197,8 @@ static void on_control(const struct frame *f)
         command_forget(f->id);
         break;
     case FRAME_FILE:
-        if (msg_file_decode(f->payload, f->length, &file) == 0)
-            fileop_begin(f->id, &file);
-        break;
     case FRAME_FILE_ABORT:
-        fileop_abort(f->id);
+        on_file(f);
         break;
     case FRAME_SHUTDOWN:
         boot_shutdown();
@@ -207,6 +212,8 @@ static void on_bulk(const struct frame *f)
     struct msg_data d;
     if (f->type == FRAME_HELLO)
         hello(&bulk_port, f);
+    else if (f->type == FRAME_FILE || f->type == FRAME_FILE_ABORT)
+        on_file(f);
     else if (f->type != FRAME_STDIN && f->type != FRAME_FILE_DATA)
         return;
     else if (msg_data_decode(f->payload, f->length, &d) != 0)

@@ -53,10 +53,10 @@ enum frame_type {
     FRAME_OUTPUT = 14,       // g b    struct msg_data + bytes
     FRAME_STDIN = 15,        // h b    struct msg_data + bytes; flag FRAME_LAST closes it
     FRAME_STDIN_CREDIT = 16, // g c    struct msg_offsets.stdin_offset: accepted by the command's pipe up to there
-    FRAME_FILE = 17,         // h c    struct msg_file: begins a file operation; id names it
+    FRAME_FILE = 17,         // h c,b  struct msg_file: begins a file operation; id names it. On b for a WRITE
     FRAME_FILE_DATA = 18,    // h,g b  struct msg_data + bytes; FRAME_LAST ends the content
     FRAME_FILE_CREDIT = 19,  // h,g c  struct msg_offsets.file_offset: the receiver has consumed up to there
-    FRAME_FILE_ABORT = 20,   // h c    empty: give up, remove the temporary file
+    FRAME_FILE_ABORT = 20,   // h c,b  empty: give up, remove the temporary file; by the port of its FILE
     FRAME_FILE_RESULT = 21,  // g c    struct msg_file_result; one with FRAME_LAST per FRAME_FILE. On b, behind the
                              //        content, for a READ whose FILE_INFO was sent
     FRAME_SHUTDOWN = 22,     // h c    empty: sync, unmount, power off
@@ -65,7 +65,8 @@ enum frame_type {
     FRAME_FILE_INFO = 25,    // g b    struct msg_file_result: size and kind, before the first FRAME_FILE_DATA
 };
 // The two ports are not ordered against each other: EXITED may overtake OUTPUT (its totals say what is still to come)
-// and FILE_DATA or STDIN its FILE or RUN (the guest then waits for that). What must be in order shares a port.
+// what the host sends. What must be in order shares a port (an upload's FILE, FILE_DATA and FILE_ABORT) or waits for a word
+// of the other side (STDIN for STARTED or COMMAND_STATE). Data for an id that the guest does not have are dropped.
 
 #define FRAME_LAST 1u // flag: nothing follows in this direction for this id
 

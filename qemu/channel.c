@@ -108,6 +108,14 @@ int channel_send(struct channel *c, uint8_t type, uint8_t flags, uint64_t id, co
     return 0;
 }
 
+size_t channel_room(struct channel *c)
+{
+    pthread_mutex_lock(&c->lock);
+    const size_t room = c->tx.max - (c->tx.len - c->tx_done);
+    pthread_mutex_unlock(&c->lock);
+    return room;
+}
+
 // ---- reading ------------------------------------------------------------------------------------------------------
 static void lose(struct channel *c, const char *why)
 {

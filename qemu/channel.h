@@ -43,4 +43,7 @@ void channel_hold(struct channel *c, bool hold); // loop thread
 int channel_send(struct channel *c, uint8_t type, uint8_t flags, uint64_t id, const void *head, size_t head_len,
                  const void *data, size_t len);
 
+// Bytes that channel_send still takes. Grows behind the caller's back only, where senders exclude each other.
+size_t channel_room(struct channel *c);
+
 #endif

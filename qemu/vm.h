@@ -108,8 +108,10 @@ uint64_t vm_next_id(struct vm *vm);
 
 // 0, or -1: no session (transport_failed/agent_unreachable) or the bounded queue is full (unavailable/channel_busy).
 int vm_send(struct vm *vm, int frame_type, uint64_t id, const struct buf *payload_or_null, struct err *err);
+// The same by the bulk port: what must be in order with vm_send_data's content.
+int vm_send_bulk(struct vm *vm, int frame_type, uint64_t id, const struct buf *payload_or_null, struct err *err);
 // STDIN and FILE_DATA: splits and frames len bytes from `offset` on the bulk port. The caller keeps within the window
-// of credits; queued bytes are bounded by VM_BULK_QUEUE_MAX per VM.
+// of credits; queued bytes are bounded by VM_BULK_QUEUE_MAX per VM. All or nothing; callers exclude each other.
 #define VM_BULK_QUEUE_MAX (16u << 20)
 #define VM_WINDOW_BYTES (1u << 20)
 int vm_send_data(struct vm *vm, int frame_type, uint64_t id, uint64_t stream, uint64_t offset, const void *data,

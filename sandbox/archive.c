@@ -77,7 +77,7 @@ size_t archive_write_locked(struct transfer *t, const uint8_t *data, size_t len)
 {
     struct err err = {0};
     struct command *c = t->tar;
-    if (!c || !c->sent || c->exited || !t->s->vm || !t->s->session)
+    if (!c || !c->known || c->exited || !t->s->vm || !t->s->session)
         return 0;
     const uint64_t window = VM_WINDOW_BYTES - (c->stdin_sent - c->stdin_credit);
     const size_t n = len < window ? len : (size_t)window;
@@ -92,7 +92,7 @@ void archive_finish_locked(struct transfer *t)
 {
     struct err err = {0};
     struct command *c = t->tar;
-    if (c && c->sent && t->s->vm) {
+    if (c && c->known && t->s->vm) {
         (void)vm_send_data(t->s->vm, FRAME_STDIN, c->row.agent_id, MSG_STDIN, c->stdin_sent, NULL, 0, true, &err);
         c->stdin_eof_sent = true;
     } else {
@@ -181,7 +181,7 @@ void archive_finished(struct command *c)
 }
 
 // ---- beginning ----------------------------------------------------------------------------------------------------
-struct transfer *archive_sent_locked(struct command *c)
+struct transfer *archive_known_locked(struct command *c)
 {
     struct transfer *t = c->archive;
     if (!t || t->kind != TRANSFER_WRITE)

@@ -246,17 +246,10 @@ static void admitted(void *arg, const struct err *err)
         sent = vm_send(s->vm, FRAME_RUN, c->row.agent_id, &c->run, &send_err) == 0;
     }
     buf_free(&c->run);
-    struct transfer *wake = NULL;
-    if (sent) {
-        c->sent = true;
-        command_feed_locked(c);
-        wake = archive_sent_locked(c);
-    } else if (!c->finishing) {
+    c->sent = sent;
+    if (!sent && !c->finishing)
         command_finish_locked(c, OUTCOME_LOST);
-    }
     pthread_mutex_unlock(&s->lock);
-    if (wake)
-        archive_wake(wake);
     sandbox_unref(s);
 }
 
@@ -530,7 +523,7 @@ static size_t feed(struct command *c, const uint8_t *data, size_t len, bool last
 void command_feed_locked(struct command *c)
 {
     struct err err = {0};
-    if (!c->sent || c->exited || !c->s->vm || !c->s->session)
+    if (!c->known || c->exited || !c->s->vm || !c->s->session)
         return;
     if (c->inline_stdin && !c->stdin_eof_sent && c->stdin_sent <= c->inline_len)
         feed(c, (uint8_t *)c->inline_stdin + c->stdin_sent, c->inline_len - c->stdin_sent, true, &err);

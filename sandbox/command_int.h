@@ -26,6 +26,7 @@ struct command {
     struct command_callbacks cb;
     struct buf run;              // the encoded RUN, until it is sent
     bool listed, sent, exited, finishing;
+    bool known;                  // the guest said that it has it: what goes by the other port is not ahead of its RUN
     unsigned seen;               // session in which the agent is known to hold it
     // Outcome as the agent told it.
     uint64_t total[2];
@@ -67,8 +68,8 @@ void stdin_call_end(struct command *c, const struct err *err);        // under l
 bool archive_output_locked(struct command *c, const struct msg_data *d);
 // The command behind an archive has ended or was refused (c->err): tells the client. Not under the lock.
 void archive_finished(struct command *c);
-// RUN was sent: a transfer to wake after the unlock, or NULL.
-struct transfer *archive_sent_locked(struct command *c);
+// The guest has the command: a transfer to wake after the unlock, or NULL.
+struct transfer *archive_known_locked(struct command *c);
 void archive_fill_row(struct command *c);
 struct transfer *archive_ref(struct command *c);
 void archive_wake(struct transfer *t);                   // drops the reference

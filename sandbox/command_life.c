@@ -145,13 +145,14 @@ static void forget(struct sandbox *s, uint64_t id)
 
 void commands_on_frame(struct sandbox *s, int type, uint64_t id, const struct msg_command *m)
 {
+    struct transfer *wake = NULL;
     pthread_mutex_lock(&s->lock);
     struct command *c = command_by_agent_id(s, id);
     if (type == FRAME_COMMAND_STATE) {
         if (!c)
             c = by_slice(s, m->command_id);
         if (c) {
-            c->sent = true;
+            c->sent = c->known = true;
             c->seen = s->session_no + 1;
             c->row.agent_id = id;
             c->stdin_sent = c->stdin_credit = m->stdin_bytes;
@@ -164,10 +165,15 @@ void commands_on_frame(struct sandbox *s, int type, uint64_t id, const struct ms
         c->row.phase = COMMAND_RUNNING_;
         if (!c->row.started_at_ms)
             c->row.started_at_ms = clock_wall_ms();
+        c->known = true;
+        command_feed_locked(c);
+        wake = archive_known_locked(c);
     }
     if (c && m->phase == MSG_COMMAND_EXITED)
         note_exit_locked(c, m);
     pthread_mutex_unlock(&s->lock);
+    if (wake)
+        archive_wake(wake);
     if (c && type == FRAME_STARTED)
         hub_notify(s->m->hub, s->id);
 }

@@ -75,6 +75,13 @@ void transfer_unlist_locked(struct transfer *t)
     t->listed = false;
 }
 
+// By the port of its request, behind it.
+static void abort_locked(struct transfer *t)
+{
+    struct err ignored = {0};
+    (void)(t->kind == TRANSFER_WRITE ? vm_send_bulk : vm_send)(t->s->vm, FRAME_FILE_ABORT, t->id, NULL, &ignored);
+}
+
 // What the receipt or audit entry says: byte counts and hashes, never names or content.
 void transfer_facts(struct transfer *t)
 {
@@ -114,7 +121,9 @@ static void act_go(struct act *act)
     } else if (sandbox_require_running(s, &err) == 0) {
         t->id = vm_next_id(s->vm);
         transfer_list_locked(t);
-        if (vm_send(s->vm, FRAME_FILE, t->id, &t->request, &err) != 0)
+        // An upload's content must find its request there: both go by the bulk port.
+        const bool write = t->kind == TRANSFER_WRITE;
+        if ((write ? vm_send_bulk : vm_send)(s->vm, FRAME_FILE, t->id, &t->request, &err) != 0)
             transfer_unlist_locked(t);
         else
             t->opened = true;
@@ -428,9 +437,8 @@ void file_read_end(struct file_read *r)
         err_set(&err, ERR_TRANSPORT_FAILED, "aborted", "the client went away");
     if (t->listed) {
         transfer_unlist_locked(t);
-        struct err ignored = {0};
         if (s->vm && s->session)
-            (void)vm_send(s->vm, FRAME_FILE_ABORT, t->id, NULL, &ignored);
+            abort_locked(t);
     }
     if (settle || early) {
         t->over = true;
@@ -516,8 +524,11 @@ static size_t write_locked(struct transfer *t, const uint8_t *data, size_t len)
     struct err err = {0};
     const uint64_t window = VM_WINDOW_BYTES - (t->sent - t->credit);
     const size_t n = len < window ? len : (size_t)window;
-    if (n == 0 || vm_send_data(t->s->vm, FRAME_FILE_DATA, t->id, MSG_FILE, t->sent, data, n, false, &err) != 0)
+    if (n == 0)
         return 0;
+    t->blocked = vm_send_data(t->s->vm, FRAME_FILE_DATA, t->id, MSG_FILE, t->sent, data, n, false, &err) != 0;
+    if (t->blocked)
+        return 0; // others have filled the channel: transfers_tick asks again
     t->sent += n;
     return n;
 }
@@ -553,7 +564,7 @@ static void write_finish_locked(struct transfer *t)
     if (t->archive)
         archive_finish_locked(t);
     else
-        (void)vm_send_data(t->s->vm, FRAME_FILE_DATA, t->id, MSG_FILE, t->sent, NULL, 0, true, &err);
+        t->finished = vm_send_data(t->s->vm, FRAME_FILE_DATA, t->id, MSG_FILE, t->sent, NULL, 0, true, &err) == 0;
 }
 
 void file_write_finish(struct file_write *w)
@@ -569,7 +580,7 @@ void file_write_abort(struct file_write *w)
 {
     struct transfer *t = (struct transfer *)w;
     struct sandbox *s = t->s;
-    struct err err = {0}, ignored = {0};
+    struct err err = {0};
     err_set(&err, ERR_TRANSPORT_FAILED, "aborted", "the client went away");
     pthread_mutex_lock(&s->lock);
     if (t->archive) { // its command settles it
@@ -581,7 +592,7 @@ void file_write_abort(struct file_write *w)
     if (settle) {
         transfer_unlist_locked(t);
         if (s->vm && s->session)
-            (void)vm_send(s->vm, FRAME_FILE_ABORT, t->id, NULL, &ignored);
+            abort_locked(t);
     }
     if (settle || (!t->over && !t->listed)) {
         t->over = true;
@@ -674,7 +685,6 @@ static bool spared(const struct transfer *t, int64_t now_ms)
 static void fail_where(struct sandbox *s, int64_t now_ms, const struct err *err)
 {
     for (;;) {
-        struct err ignored = {0};
         pthread_mutex_lock(&s->lock);
         struct transfer *t = s->transfers;
         while (t && spared(t, now_ms))
@@ -684,7 +694,7 @@ static void fail_where(struct sandbox *s, int64_t now_ms, const struct err *err)
             t->over = true;
             t->err = *err;
             if (now_ms && s->vm && s->session)
-                (void)vm_send(s->vm, FRAME_FILE_ABORT, t->id, NULL, &ignored);
+                abort_locked(t);
         }
         pthread_mutex_unlock(&s->lock);
         if (!t)
@@ -698,9 +708,34 @@ void transfers_fail_all(struct sandbox *s, const struct err *err)
     fail_where(s, 0, err);
 }
 
+// Uploads that found the channel full try again.
+static void unblock(struct sandbox *s)
+{
+    struct transfer *blocked[8];
+    size_t n = 0;
+    pthread_mutex_lock(&s->lock);
+    for (struct transfer *t = s->transfers; t; t = t->next) {
+        if (t->kind != TRANSFER_WRITE || t->archive || t->over)
+            continue;
+        if (t->finish_wanted)
+            write_finish_locked(t);
+        if (t->blocked && n < sizeof blocked / sizeof *blocked) {
+            t->blocked = false;
+            atomic_fetch_add(&t->refs, 1);
+            blocked[n++] = t;
+        }
+    }
+    pthread_mutex_unlock(&s->lock);
+    for (size_t i = 0; i < n; i++) {
+        blocked[i]->write_cb.writable(blocked[i]->write_cb.arg);
+        transfer_unref(blocked[i]);
+    }
+}
+
 void transfers_tick(struct sandbox *s, int64_t now_ms)
 {
     struct err err = {0};
+    unblock(s);
     err_set(&err, ERR_TIMEOUT, "agent_timeout", "the guest did not answer a file operation in time");
     fail_where(s, now_ms, &err);
 }

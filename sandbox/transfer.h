@@ -45,7 +45,8 @@ struct transfer {
 
     // WRITE
     struct file_write_callbacks write_cb;
-    bool opened, finish_wanted, finished, aborted;
+    bool opened, finish_wanted, finished;
+    bool blocked;                // the channel was full
     uint64_t sent, credit;
     struct file_write_result result;
 

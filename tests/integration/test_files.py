@@ -54,6 +54,10 @@ def test_head_and_stat(s, box):
     assert a.headers["Content-Length"] == "5" and not a.body
     st = s.get(stat(s, box, "/work/mode"), expect=200).json
     assert (st["kind"], st["bytes"], st["mode"], st["uid"], st["owner"]) == ("file", 5, "0600", 1000, "sandbox"), st
+    s.put(s.file(box, "/work/mode"), b"123", expect=200)
+    assert s.get(stat(s, box, "/work/mode"), expect=200).json["mode"] == "0600", "a replaced file keeps its mode"
+    s.put(s.file(box, "/work/plain"), b"1", expect=201)
+    assert s.get(stat(s, box, "/work/plain"), expect=200).json["mode"] == "0644"
     assert s.get(stat(s, box, "/work"), expect=200).json["kind"] == "directory"
     assert s.get(stat(s, box, "/"), expect=200).json["kind"] == "directory"
     s.run(box, "ln -sf /etc/passwd /work/lnk")
