@@ -503,8 +503,10 @@ static int listen_at(const struct http_options *o, unsigned *ret_port, struct er
 static unsigned connection_limit(void)
 {
     struct rlimit r;
-    if (getrlimit(RLIMIT_NOFILE, &r) != 0 || r.rlim_cur < 2 * DESCRIPTORS_KEPT)
-        return 256;
+    if (getrlimit(RLIMIT_NOFILE, &r) != 0)
+        return 16;
+    if (r.rlim_cur < 2 * DESCRIPTORS_KEPT)
+        return r.rlim_cur > 32 ? (unsigned)r.rlim_cur / 2 : 16;
     return r.rlim_cur > 100000 ? 100000 : (unsigned)(r.rlim_cur - DESCRIPTORS_KEPT);
 }
 

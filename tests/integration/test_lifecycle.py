@@ -276,7 +276,10 @@ def test_events(s):
         assert e[2]["seq"] > int(ident) if ident.isdigit() else True
     stream.close()
     s.delete(f"{BOX}/{box}", expect=200)
-    entries = [e for e in s.get("/v1/audit?limit=500&after_seq=0").json["items"] if e["sandbox_id"] == box]
+    entries, after = [], 0
+    while page := s.get(f"/v1/audit?limit=500&after_seq={after}", expect=200).json["items"]:
+        entries += [e for e in page if e["sandbox_id"] == box]
+        after = page[-1]["seq"]
     assert entries, "no audit entry"
 
 
