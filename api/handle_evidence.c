@@ -79,6 +79,7 @@ static void list_audit(struct api_call *c)
     struct err err = {0};
     struct audit_page p = {json_array(), call_param_integer(c, "after_seq", 0)};
     const unsigned limit = (unsigned)call_param_integer(c, "limit", LIMIT_LIST_DEFAULT);
+    store_flush(c->a->store); // what the client has an id of is there
     if (audit_list(c->a->store, c->who->row.tenant, p.last_seq, limit, audit_item, &p, &err) != 0) {
         json_decref(p.items);
         call_fail(c, &err);
@@ -94,6 +95,7 @@ static void list_audit(struct api_call *c)
 static void get_checkpoint(struct api_call *c)
 {
     struct err err = {0};
+    store_flush(c->a->store);
     char *text = audit_checkpoint(c->a->store, &err);
     if (text)
         reply_text(c, 200, "application/json", text, strlen(text));

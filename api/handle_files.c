@@ -97,6 +97,8 @@ static void answer_job(void *arg)
     asked_free(q);
 }
 
+static void answer_stat(struct asked *q);
+
 static void on_result(void *arg, const struct msg_file_result *r, bool last, const struct err *err)
 {
     struct asked *q = arg;
@@ -115,7 +117,10 @@ static void on_result(void *arg, const struct msg_file_result *r, bool last, con
             q->target = guest_text_or_null(r->target);
         }
     }
-    if (last && work_submit(q->c->a->pool, answer_job, q) != 0)
+    if (!last)
+        return;
+    // A stat's answer is a moment's work: made here, on the loop's thread. The rest may be long, or wait for the store.
+    if ((!err && q->answer == answer_stat) || work_submit(q->c->a->pool, answer_job, q) != 0)
         answer_job(q);
 }
 

@@ -37,6 +37,12 @@ static int open2(int dirfd, const char *path, int flags)
 // Credentials of this thread alone: the file-system uid takes the matching capabilities with it.
 void fileact_credentials(const struct user *u)
 {
+    static __thread struct user now;
+    static __thread bool known;
+    if (known && memcmp(&now, u, sizeof now) == 0)
+        return;
+    known = true;
+    memcpy(&now, u, sizeof now);
     syscall(SYS_setfsuid, 0); // back to root's capabilities, to be allowed the rest
     syscall(SYS_setgroups, u->n_groups, u->groups);
     syscall(SYS_setfsgid, u->gid);

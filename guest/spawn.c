@@ -59,7 +59,8 @@ static void search(struct spawn *s, char *path, size_t cap)
             memcpy(path, at, n);
             path[n] = '/';
             memcpy(path + n + (n > 0), s->argv[0], name + 1);
-            execve(path, s->argv, s->envp);
+            if (access(path, F_OK) == 0) // a failed exec has built a memory image before it looks
+                execve(path, s->argv, s->envp);
             if (errno != ENOENT && errno != ENOTDIR)
                 best = errno;
             if (errno != ENOENT && errno != ENOTDIR && errno != EACCES)

@@ -21,13 +21,21 @@ struct cached {
 static struct cached passwd = {.path = "/etc/passwd"}, group = {.path = "/etc/group"};
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 
+static bool same_file(const struct stat *a, const struct stat *b)
+{
+    return a->st_ino == b->st_ino && a->st_size == b->st_size && a->st_mtim.tv_sec == b->st_mtim.tv_sec &&
+           a->st_mtim.tv_nsec == b->st_mtim.tv_nsec;
+}
+
 static const char *text_of(struct cached *c)
 {
     struct stat st;
-    if (stat(c->path, &st) != 0)
+    if (stat(c->path, &st) != 0) {
+        free(c->text);
+        *c = (struct cached){.path = c->path};
         return "";
-    if (c->text && st.st_ino == c->st.st_ino && st.st_size == c->st.st_size &&
-        st.st_mtim.tv_sec == c->st.st_mtim.tv_sec && st.st_mtim.tv_nsec == c->st.st_mtim.tv_nsec)
+    }
+    if (c->text && same_file(&st, &c->st))
         return c->text;
     struct buf b = BUF_INIT(FILE_MAX_BYTES);
     if (!S_ISREG(st.st_mode) || fd_read_file(AT_FDCWD, c->path, &b) != 0) {
@@ -96,6 +104,21 @@ static void fill_groups(struct user *u)
     }
 }
 
+// The last one that was found, while both files are as they were then.
+static struct {
+    struct user user;
+    struct stat passwd, group;
+} last;
+
+static bool known(const char *name, size_t len, struct user *ret)
+{
+    if (strlen(last.user.name) != len || memcmp(last.user.name, name, len) != 0 || !same_file(&last.passwd, &passwd.st) ||
+        !same_file(&last.group, &group.st))
+        return false;
+    *ret = last.user;
+    return true;
+}
+
 int user_find(const char *name, size_t name_len, struct user *ret)
 {
     bool found = false;
@@ -105,6 +128,11 @@ int user_find(const char *name, size_t name_len, struct user *ret)
     pthread_mutex_lock(&lock);
     const char *at = text_of(&passwd), *line;
     size_t len;
+    (void)text_of(&group);
+    if (known(name, name_len, ret)) {
+        pthread_mutex_unlock(&lock);
+        return 0;
+    }
     while (!found && (line = next_line(&at, &len))) {
         char uid[16], gid[16];
         found = len > name_len && line[name_len] == ':' && memcmp(line, name, name_len) == 0 &&
@@ -122,8 +150,12 @@ int user_find(const char *name, size_t name_len, struct user *ret)
         memcpy(ret->shell, "/bin/sh", 8);
         found = true;
     }
-    if (found)
+    if (found) {
         fill_groups(ret);
+        last.user = *ret;
+        last.passwd = passwd.st;
+        last.group = group.st;
+    }
     pthread_mutex_unlock(&lock);
     return found ? 0 : -1;
 }

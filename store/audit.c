@@ -145,7 +145,7 @@ int audit_submit(struct store *s, const struct audit_note *note)
     struct note_copy *c = note_copy(note);
     if (!c)
         return -1;
-    if (store_submit(s, note_run, note_done, c) == 0)
+    if (store_submit_later(s, note_run, note_done, c) == 0)
         return 0;
     note_free(c);
     return -1;

@@ -44,6 +44,7 @@ struct item {
     void *arg;
     struct err *err;         // of a failed one; owned unless it is `waiter`'s
     struct waiter *waiter;   // who waits in store_write, or NULL
+    bool later;
 };
 
 struct reader {              // one thread's connection to one store
@@ -70,8 +71,9 @@ struct store {
     pthread_mutex_t lock;
     pthread_cond_t wake, room;
     struct item *first, *last;
-    uint64_t depth;
-    bool closing;
+    uint64_t depth, urgent;  // of those queued, and those that are not for later
+    int64_t later_ms;        // when the oldest of the others is due; in force while there are some
+    bool closing, busy;      // busy: a group was taken and is not yet told of
     // Any thread.
     struct reader *readers;  // under the lock of readers.c
     void (*notify)(void *);

@@ -39,6 +39,12 @@ typedef void (*store_done_fn)(void *arg, const struct err *err); // err NULL: du
 // gets an error (SQLITE_FULL: unavailable/disk_full) and nothing of the group is kept. done runs on the writer
 // thread after the commit is durable and must only hand over (post, resume). done may be NULL. -1 when closing.
 int store_submit(struct store *s, store_tx_fn fn, store_done_fn done, void *arg);
+// The same for what nobody waits for: up to STORE_LATER_MS it lies until something urgent takes it along, so that a
+// stream of reads is not a stream of commits beside it.
+#define STORE_LATER_MS 20
+int store_submit_later(struct store *s, store_tx_fn fn, store_done_fn done, void *arg);
+// Waits until all that was queued before is committed. Not from the loop's thread.
+void store_flush(struct store *s);
 // The same, waiting. 0 once durable.
 int store_write(struct store *s, store_tx_fn fn, void *arg, struct err *err);
 

@@ -1,5 +1,5 @@
 // The one thread that writes: takes what is queued, commits it in one transaction, tells everybody. There is no delay to
-// gather more: while a commit is being synced the next group gathers by itself.
+// gather more for what somebody waits for: while a commit is being synced the next group gathers by itself.
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -187,18 +187,26 @@ static void housekeep(struct store *s, bool idle)
         db_checkpoint(s->db);
 }
 
+// Under the lock: there is a group to be written now.
+static bool group_due(const struct store *s)
+{
+    return s->closing || s->urgent > 0 || (s->first && (s->depth >= GROUP_MAX || clock_mono_ms() >= s->later_ms));
+}
+
 // Under the lock: waits for work; false when the file is due first.
 static bool wait_for_work(struct store *s)
 {
-    if (s->first || s->closing)
-        return true;
-    if (!s->checkpoint_due) {
+    int64_t at = INT64_MAX;
+    if (s->first)
+        at = s->later_ms;
+    else if (s->checkpoint_due)
+        at = s->checkpoint_written_ms + CHECKPOINT_FILE_MS;
+    if (at == INT64_MAX) {
         pthread_cond_wait(&s->wake, &s->lock);
         return true;
     }
-    const int64_t at = s->checkpoint_written_ms + CHECKPOINT_FILE_MS;
     const struct timespec until = {.tv_sec = at / 1000, .tv_nsec = at % 1000 * 1000000};
-    return pthread_cond_timedwait(&s->wake, &s->lock, &until) != ETIMEDOUT;
+    return pthread_cond_timedwait(&s->wake, &s->lock, &until) != ETIMEDOUT || s->first;
 }
 
 // Under the lock: up to GROUP_MAX items, in order.
@@ -208,8 +216,11 @@ static struct item *take_group(struct store *s)
     unsigned n = 1;
     if (!group)
         return NULL;
-    for (; last->next && n < GROUP_MAX; n++)
+    s->urgent -= !last->later;
+    for (; last->next && n < GROUP_MAX; n++) {
         last = last->next;
+        s->urgent -= !last->later;
+    }
     s->first = last->next;
     if (!s->first)
         s->last = NULL;
@@ -217,6 +228,7 @@ static struct item *take_group(struct store *s)
     if (s->depth >= QUEUE_MAX)
         pthread_cond_broadcast(&s->room);
     s->depth -= n;
+    s->later_ms = 0; // what is left has waited enough
     return group;
 }
 
@@ -226,11 +238,12 @@ static void *writer_main(void *arg)
     bool go = true;
     while (go) {
         pthread_mutex_lock(&s->lock);
-        while (!s->first && !s->closing && wait_for_work(s))
+        while (!group_due(s) && wait_for_work(s))
             ;
-        struct item *group = take_group(s);
+        struct item *group = group_due(s) ? take_group(s) : NULL;
         const bool idle = !s->first;
         go = group || !s->closing;
+        s->busy = group != NULL;
         pthread_mutex_unlock(&s->lock);
         if (group)
             run_group(s, group);
@@ -292,16 +305,20 @@ static int enqueue(struct store *s, struct item *it)
         s->first = it;
     s->last = it;
     if (s->depth++ == 0)
+        s->later_ms = clock_mono_ms() + STORE_LATER_MS;
+    s->urgent += !it->later;
+    if (it->later ? s->depth == 1 || s->depth == GROUP_MAX : s->urgent == 1)
         pthread_cond_signal(&s->wake);
     pthread_mutex_unlock(&s->lock);
     return 0;
 }
 
-int store_submit(struct store *s, store_tx_fn fn, store_done_fn done, void *arg)
+static int submit(struct store *s, store_tx_fn fn, store_done_fn done, void *arg, bool later)
 {
     struct item *it = calloc(1, sizeof *it);
     if (!it)
         return -1;
+    it->later = later;
     it->fn = fn;
     it->done = done;
     it->arg = arg;
@@ -309,6 +326,16 @@ int store_submit(struct store *s, store_tx_fn fn, store_done_fn done, void *arg)
         return 0;
     free(it);
     return -1;
+}
+
+int store_submit(struct store *s, store_tx_fn fn, store_done_fn done, void *arg)
+{
+    return submit(s, fn, done, arg, false);
+}
+
+int store_submit_later(struct store *s, store_tx_fn fn, store_done_fn done, void *arg)
+{
+    return submit(s, fn, done, arg, true);
 }
 
 int store_write(struct store *s, store_tx_fn fn, void *arg, struct err *err)
@@ -328,4 +355,19 @@ int store_write(struct store *s, store_tx_fn fn, void *arg, struct err *err)
     if (w.failed && err)
         *err = w.err;
     return w.failed ? -1 : 0;
+}
+
+static int nothing(struct store_tx *tx, void *arg, struct err *err)
+{
+    (void)tx, (void)arg, (void)err;
+    return 0;
+}
+
+void store_flush(struct store *s)
+{
+    pthread_mutex_lock(&s->lock);
+    const bool queued = s->first != NULL || s->busy;
+    pthread_mutex_unlock(&s->lock);
+    if (queued)
+        (void)store_write(s, nothing, NULL, NULL);
 }
