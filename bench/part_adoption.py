@@ -50,12 +50,15 @@ def faults_of(s, what, box, command, wanted):
 
 def round_of(s, boxes, burst_output, report):
     """One kill; returns (seconds until true in all, faults)."""
+    def printed(b, command):
+        return s.get(f"/v1/sandboxes/{b}/commands/{command}").json["stdout_bytes"]
+
     ticks = {b: s.background(b, ["python3", "-c", TICK_PROGRAM]) for b in boxes}
     for b in boxes:
-        harness.until(lambda b=b: s.get(f"/v1/sandboxes/{b}/commands/{ticks[b]}").json["stdout_bytes"] > 0, 60, "the first tick")
+        harness.until(lambda b=b: printed(b, ticks[b]), 60, "the first tick")
     burst = s.background(boxes[0], ["python3", "-c", BURST_PROGRAM])
-    harness.until(lambda: s.get(f"/v1/sandboxes/{boxes[0]}/commands/{burst}").json["stdout_bytes"] > 100_000, 60, "the burst")
-    at_kill = s.get(f"/v1/sandboxes/{boxes[0]}/commands/{burst}").json["stdout_bytes"]
+    harness.until(lambda: printed(boxes[0], burst) > 100_000, 60, "the burst has begun")
+    at_kill = printed(boxes[0], burst)
     s.kill()
     took, began = {}, time.monotonic()
     s.spawn()

@@ -102,7 +102,8 @@ def followers(report, options, st):
         time.sleep(.1)
     if more or calls > 0:
         names = ", ".join(f"{n} of {os.path.basename(kind)}" for kind, n in more.items())
-        report.note(f"{gone:.1f} s after their clients there are {max(calls, 0)} calls more than before; descriptors: {names or 'none'}")
+        report.note(f"{gone:.1f} s after their clients there are {max(calls, 0)} calls more than before; descriptors: "
+                    + (names or "none"))
     report.figure("followers gone after their clients", "s", [gone], ("worst<=", GONE_S), promised_n=1000,
                   n=options.followers, note="sockets of the server and airlock_calls are as before")
 
@@ -138,5 +139,6 @@ def idle(report, options, st, box):
         at, last = now, used
     share = 100 * (last - first) / (at - began)
     report.figure("CPU of an idle sandbox", "%", [share], ("worst<=", 1), promised_n=20, n=options.idle_seconds,
-                  note=f"of one core, QEMU, its jail and the server over {options.idle_seconds} s; worst second {max(samples):.1f} %")
+                  note=f"of one core, QEMU, its jail and the server over {options.idle_seconds} s; worst second "
+                       f"{max(samples):.1f} %")
     report.result.setdefault("idle_percent_by_second", samples)

@@ -19,7 +19,7 @@ def measure(report, options):
             print(said[-1], flush=True)
         child.wait()
     except BaseException:
-        child.send_signal(2)  # it ends its server and VMs itself
+        child.terminate()  # it ends its server and VMs itself
         child.wait(60)
         raise
     for text in said:
