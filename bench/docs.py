@@ -14,7 +14,7 @@ INTRO = """# Performance
 Written by `bench/run --write-docs` from one run of `bench/run`; not by hand. bench/README.md defines each figure.
 
 A promise is held against what QEMU itself costs on the same machine in the same run: the *floor*, a VM with the command
-line, kernel, image and disk of a sandbox, but with an agent of 180 lines and no server, no HTTP, no store and no jail.
+line, kernel, image and disk of a sandbox, but with the least agent and no server, HTTP, store or jail.
 Samples of both sides alternate. All numbers are medians unless they say otherwise; the server ran with its defaults
 (log, tokens, `synchronous=FULL`) on loopback. They are this machine's numbers: measure your own.
 """
