@@ -291,15 +291,47 @@ static void a_shutdown_of_the_guest_is_told_apart(void **state)
     }
 }
 
-// What QEMU said right before its end counts, though nobody has read it yet.
+// Keeps the loop from looking until it is let go.
+struct gate {
+    pthread_mutex_t lock;
+    pthread_cond_t changed;
+    bool inside, open;
+};
+
+static void wait_at_gate(void *arg)
+{
+    struct gate *g = arg;
+    pthread_mutex_lock(&g->lock);
+    g->inside = true;
+    pthread_cond_broadcast(&g->changed);
+    while (!g->open)
+        pthread_cond_wait(&g->changed, &g->lock);
+    pthread_mutex_unlock(&g->lock);
+}
+
+// What QEMU said right before its end counts, whether the loop hears of the end or of the words first.
 static void last_words_are_heard(void **state)
 {
-    for (int i = 0; i < 20; i++) {
+    for (int end_first = 0; end_first < 2; end_first++) {
         struct stand_in *s = begin();
+        struct gate g = {PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, false, false};
         stand_in_greet(s);
+        loop_settle(s->loop); // nothing else is on its way
+        assert_int_equal(loop_post(s->loop, wait_at_gate, &g), 0);
+        pthread_mutex_lock(&g.lock);
+        while (!g.inside)
+            pthread_cond_wait(&g.changed, &g.lock);
+        pthread_mutex_unlock(&g.lock);
+        if (end_first)
+            stand_in_kill(s);
         stand_in_say(s, EVENT("SHUTDOWN", "{\"guest\": true, \"reason\": \"guest-reset\"}"));
         fd_close(&s->qmp);
-        stand_in_kill(s);
+        if (!end_first)
+            stand_in_kill(s);
+        pthread_mutex_lock(&g.lock);
+        g.open = true;
+        pthread_cond_broadcast(&g.changed);
+        pthread_mutex_unlock(&g.lock);
         notes_expect(&s->notes, "vmm: qmp: SHUTDOWN guest-reset");
         notes_expect(&s->notes, "gone 1: the guest shut down");
         stand_in_free(s);
