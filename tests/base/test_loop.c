@@ -218,6 +218,32 @@ static void a_stop_runs_what_is_posted(void **state)
     loop_free(NULL);
 }
 
+struct chain {
+    struct trace *t;
+    struct letter second;
+};
+
+static void post_second(void *arg)
+{
+    struct chain *c = arg;
+    add(c->t, 'a');
+    loop_post(c->t->l, write_letter, &c->second);
+}
+
+// Also what the last of them has posted, wherever the stop finds the loop.
+static void a_stop_runs_what_was_posted_last(void **state)
+{
+    for (int round = 0; round < 300; round++) {
+        struct trace *t = trace_new();
+        struct chain c = {t, {t, 'b'}};
+        assert_int_equal(loop_post(t->l, post_second, &c), 0);
+        start(t);
+        loop_stop(t->l);
+        assert_string_equal(t->text, "ab");
+        trace_free(t);
+    }
+}
+
 // ---- timers -----------------------------------------------------------------------------------------------------------
 // One that knows when it is due, within what the clock said around setting it, and the place it got.
 struct timed {
@@ -558,6 +584,7 @@ int main(void)
         cmocka_unit_test(any_thread_may_post),
         cmocka_unit_test(posting_from_within_is_later),
         cmocka_unit_test(a_stop_runs_what_is_posted),
+        cmocka_unit_test(a_stop_runs_what_was_posted_last),
         cmocka_unit_test(timers_run_in_the_order_they_are_due),
         cmocka_unit_test(no_timer_is_early),
         cmocka_unit_test(many_timers_some_cancelled),
