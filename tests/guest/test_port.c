@@ -10,6 +10,7 @@
 
 #include <cmocka.h>
 
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 
 #include "guest/port.c"
@@ -170,6 +171,8 @@ static void nothing_old_in_a_new_session(void **state)
     for (unsigned i = 0; i < 5; i++)
         assert_true(port_send(&x->p, FRAME_OUTPUT, 0, i, NULL, 0, text, sizeof text));
     assert_false(port_flush(&x->p)); // some of it is under way, the most is not
+    int under_way = 0;
+    assert_int_equal(ioctl(x->host, FIONREAD, &under_way), 0);
     port_reset(&x->p);
     assert_false(port_send(&x->p, FRAME_LOG, 0, 0, "x", 1, NULL, 0));
     frame_parser_free(&x->in);
@@ -180,6 +183,8 @@ static void nothing_old_in_a_new_session(void **state)
     assert_int_equal(next(x), FRAME_GOT);
     assert_int_equal(x->f.type, FRAME_HELLO_REPLY);
     assert_int_equal(x->f.id, 99);
+    assert_true(under_way > 0 && under_way < 5 * 60000);
+    assert_int_equal(x->in.skipped, under_way); // and no more of it came
     assert_int_equal(next(x), FRAME_NEED_MORE);
 }
 
