@@ -258,23 +258,37 @@ static bool row_of(struct api_call *c, struct command_row *ret)
     return false;
 }
 
+struct command_page {
+    struct list l; // first: list_add's
+    struct api_call *c;
+};
+
+// One that still runs is told as it is now, not as it was last written down.
 static bool list_one(void *arg, const struct command_row *row)
 {
+    struct command_page *p = arg;
+    struct command_row live;
+    struct err ignored = {0};
     if (row->internal)
         return true;
-    return list_add(arg, row->id, view_command_summary(row));
+    if (row->phase == COMMAND_FINISHED ||
+        command_info(p->c->a->manager, row->tenant, row->sandbox_id, row->id, &live, &ignored) != 0)
+        return list_add(&p->l, row->id, view_command_summary(row));
+    const bool more = list_add(&p->l, live.id, view_command_summary(&live));
+    command_row_free(&live);
+    return more;
 }
 
 static void list(struct api_call *c)
 {
-    struct list l;
+    struct command_page p = {.c = c};
     struct err err = {0};
-    if (!list_begin(&l, c))
+    if (!list_begin(&p.l, c))
         return;
     struct sandbox_info *info = manager_get(c->a->manager, c->who->row.tenant, c->in->ids[0], &err);
-    const int failed = !info || command_list(c->a->store, &l.page, c->in->ids[0], list_one, &l, &err) != 0;
+    const int failed = !info || command_list(c->a->store, &p.l.page, c->in->ids[0], list_one, &p, &err) != 0;
     sandbox_info_unref(info);
-    list_reply(&l, failed, &err);
+    list_reply(&p.l, failed, &err);
 }
 
 static void get(struct api_call *c)

@@ -202,8 +202,8 @@ void params_validate(struct api_call *c, const char *query)
             continue;
         if (v->given && p->id_type < 0)
             type_value(p, v, call_faults(c));
-        else if (v->given && !id_valid((enum id_type)p->id_type, v->text))
-            v->text = "sbx00000000000000000000000000"; // matches nothing
+        else if (v->given && (v->len != ID_LEN || !id_valid((enum id_type)p->id_type, v->text)))
+            *v = (struct param_value){.text = "sbx00000000000000000000000000", .len = ID_LEN, .given = true}; // matches nothing
         else if (!v->given && p->required)
             faults_add(call_faults(c), p->pointer, "is required");
     }

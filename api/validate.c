@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "base/buf.h"
+#include "base/enc.h"
 #include "base/path.h"
 
 #define POINTER_MAX 2048
@@ -23,26 +24,29 @@ static const char *pointer_of(struct walk *w)
     return buf_text(w->at);
 }
 
-// Appends "/key" with RFC 6901 escapes; returns the length to come back to.
-static size_t enter(struct walk *w, const char *key)
-{
-    const size_t before = w->at->len;
-    buf_add(w->at, "/", 1);
-    for (; *key; key++) {
-        if (*key == '~' || *key == '/')
-            buf_add(w->at, *key == '~' ? "~0" : "~1", 2);
-        else
-            buf_add(w->at, key, 1);
-    }
-    w->at->failed = false; // a pointer that is too long stays cut
-    return before;
-}
-
 static void leave(struct walk *w, size_t before)
 {
     w->at->len = before;
     if (w->at->data)
         w->at->data[before] = 0;
+}
+
+// Appends "/key" with RFC 6901 escapes; returns the length to come back to.
+static size_t enter(struct walk *w, const char *key)
+{
+    const size_t before = w->at->len;
+    bool room = buf_add(w->at, "/", 1);
+    for (; room && *key; key++) {
+        if (*key == '~' || *key == '/')
+            room = buf_add(w->at, *key == '~' ? "~0" : "~1", 2);
+        else
+            room = buf_add(w->at, key, 1);
+    }
+    if (!room) { // a pointer that is too long stays cut, behind a whole character
+        leave(w, enc_utf8_cut(w->at->data, w->at->len));
+        w->at->failed = false;
+    }
+    return before;
 }
 
 static unsigned type_of(const json_t *v)

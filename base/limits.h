@@ -50,6 +50,7 @@
 #define LIMIT_BOOT_MS 120000               // from QEMU's start; TCG on a loaded host is slow
 #define LIMIT_AGENT_HELLO_MS 5000          // on attach to a running VM
 #define LIMIT_AGENT_MUTE_MS 10000          // a ping unanswered this long: agent_unresponsive
+#define LIMIT_STARTED_MS 1000             // a command is acknowledged after this even if the guest did not say that it runs
 #define LIMIT_DISK_RESERVE_MIB 256         // admission stops here, so that outcomes still fit
 
 // Logs per sandbox.

@@ -113,6 +113,7 @@ void command_kill_all(void);
 void fileop_start(void);
 void fileop_begin(uint64_t id, const struct msg_file *m);
 void fileop_data(uint64_t id, const struct msg_data *d, bool last);
+void fileop_settle(void);              // no more content for now: what came is written
 void fileop_credit(uint64_t id, uint64_t offset);
 void fileop_abort(uint64_t id);
 void fileop_session_lost(void);        // all are given up, temporary files removed

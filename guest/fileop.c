@@ -9,6 +9,7 @@
 
 #define FILE_THREADS 3
 #define OPS_MAX 64
+#define BATCH_BYTES (256u << 10) // of an upload, before a thread is woken for it while more is coming
 #define READ_AHEAD LIMIT_UNACKED_STREAM_BYTES
 #define IN_MAX (LIMIT_UNACKED_STREAM_BYTES + CHUNK_BYTES)
 
@@ -16,6 +17,7 @@ static pthread_mutex_t file_lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t file_work = PTHREAD_COND_INITIALIZER;
 static struct fileop *ops, *queue_head, *queue_tail;
 static unsigned n_ops;
+static bool gathering; // the main thread's: some upload has content that no thread was woken for
 
 // ---- answering (any thread) ---------------------------------------------------------------------------------------------
 static bool send_result(struct fileop *op, int type, const struct msg_file_result *r, bool last)
@@ -43,6 +45,7 @@ static void credit(struct fileop *op)
 {
     struct buf b = BUF_INIT(256);
     const struct msg_offsets o = {.file_offset = op->at};
+    op->credit = op->at;
     if (msg_offsets_encode(&b, &o) == 0)
         port_send_buf(&control_port, FRAME_FILE_CREDIT, 0, op->id, &b);
     buf_free(&b);
@@ -82,10 +85,10 @@ static struct fileop *by_id(uint64_t id)
     return op;
 }
 
-static void enqueue(struct fileop *op)
+static bool append(struct fileop *op)
 {
     if (op->queued || op->working)
-        return; // it looks again when it is through
+        return false; // it looks again when it is through
     op->queued = true;
     op->next_work = NULL;
     if (queue_tail)
@@ -93,7 +96,13 @@ static void enqueue(struct fileop *op)
     else
         queue_head = op;
     queue_tail = op;
-    pthread_cond_signal(&file_work);
+    return true;
+}
+
+static void enqueue(struct fileop *op)
+{
+    if (append(op))
+        pthread_cond_signal(&file_work);
 }
 
 // ---- steps (file threads, not under the lock) ---------------------------------------------------------------------------
@@ -167,9 +176,9 @@ static enum step write_step(struct fileop *op)
     pthread_mutex_unlock(&file_lock);
     free(c);
     if (status == MSG_FILE_OK && !last) {
-        if (!more || op->at % (4 * CHUNK_BYTES) < CHUNK_BYTES)
+        if (!more || op->at - op->credit >= BATCH_BYTES)
             credit(op);
-        return STEP_AGAIN;
+        return more ? STEP_AGAIN : STEP_WAIT;
     }
     if (status == MSG_FILE_OK)
         status = fileact_commit(op, &r);
@@ -263,7 +272,7 @@ static void *thread(void *arg)
             op->done = true;
             unlink_op(op);
         } else if (op->aborted || s == STEP_AGAIN || wants_more(op)) {
-            enqueue(op);
+            (void)append(op); // this thread is the next to look: no other is woken
         }
     }
     return NULL;
@@ -352,11 +361,28 @@ void fileop_data(uint64_t id, const struct msg_data *d, bool last)
             op->in = c;
         op->in_last = c;
         op->in_bytes += c->len;
-        enqueue(op);
+        if (last || op->in_bytes >= BATCH_BYTES)
+            enqueue(op);
+        else
+            op->gathers = gathering = true;
     }
     pthread_mutex_unlock(&file_lock);
     if (!take)
         free(c);
+}
+
+void fileop_settle(void)
+{
+    if (!gathering)
+        return;
+    pthread_mutex_lock(&file_lock);
+    for (struct fileop *op = ops; op; op = op->next) {
+        if (op->gathers && op->in)
+            enqueue(op);
+        op->gathers = false;
+    }
+    gathering = false;
+    pthread_mutex_unlock(&file_lock);
 }
 
 void fileop_credit(uint64_t id, uint64_t offset)

@@ -27,11 +27,12 @@ struct fileop {
     uint64_t offset, length, depth, max_entries;
     // Under file_lock.
     bool queued, working, aborted, done, opened;
+    bool gathers;                // WRITE: has content that no thread was woken for yet
     struct chunk *in, *in_last;  // WRITE: received
     size_t in_bytes;
     uint64_t in_end;             // WRITE: where the next content begins
     struct chunk *out, *out_last; // READ: to send
-    uint64_t credit;             // READ: consumed by the host
+    uint64_t credit;             // READ: consumed by the host. WRITE: what the host was told
     // Of the file thread that works on it.
     int fd, dirfd;
     char temporary[48], name[256];

@@ -312,6 +312,8 @@ static void __attribute__((noreturn)) loop(void)
     struct epoll_event events[32];
     for (;;) {
         const bool control_more = read_port(&control_port), bulk_more = read_port(&bulk_port);
+        if (!bulk_more)
+            fileop_settle();
         const bool flushed = port_flush(&control_port) & port_flush(&bulk_port);
         const bool pump_more = pump_bulk();
         const int64_t next = command_tick(clock_mono_ms());

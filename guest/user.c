@@ -1,6 +1,7 @@
 // Names of the guest's users, read from its own /etc/passwd and /etc/group, bounded, again when they changed.
 #include "guest/agent.h"
 
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 #include <stdio.h>
@@ -89,6 +90,19 @@ static bool listed(const char *members, const char *name)
     return false;
 }
 
+// A number of passwd or group: digits alone, within 32 bits, and not the id that stands for none. What is anything else
+// must not be read as 0, which is root.
+static bool id_of(const char *text, unsigned *ret)
+{
+    char *end;
+    errno = 0;
+    const unsigned long n = strtoul(text, &end, 10);
+    if (!*text || strspn(text, "0123456789") != strlen(text) || *end || errno != 0 || n >= UINT32_MAX)
+        return false;
+    *ret = (unsigned)n;
+    return true;
+}
+
 static void fill_groups(struct user *u)
 {
     const char *at = text_of(&group), *line;
@@ -98,8 +112,8 @@ static void fill_groups(struct user *u)
         char gid[16], members[1024];
         if (!field(line, len, 2, gid, sizeof gid) || !field(line, len, 3, members, sizeof members))
             continue;
-        const gid_t g = (gid_t)strtoul(gid, NULL, 10);
-        if (g != u->gid && *members && listed(members, u->name))
+        unsigned g;
+        if (id_of(gid, &g) && g != u->gid && *members && listed(members, u->name))
             u->groups[u->n_groups++] = g;
     }
 }
@@ -138,16 +152,13 @@ int user_find(const char *name, size_t name_len, struct user *ret)
         found = len > name_len && line[name_len] == ':' && memcmp(line, name, name_len) == 0 &&
                 field(line, len, 0, ret->name, sizeof ret->name) && field(line, len, 2, uid, sizeof uid) &&
                 field(line, len, 3, gid, sizeof gid) && field(line, len, 5, ret->home, sizeof ret->home) &&
-                field(line, len, 6, ret->shell, sizeof ret->shell);
-        if (found) {
-            ret->uid = (uid_t)strtoul(uid, NULL, 10);
-            ret->gid = (gid_t)strtoul(gid, NULL, 10);
-        }
+                field(line, len, 6, ret->shell, sizeof ret->shell) && id_of(uid, &ret->uid) && id_of(gid, &ret->gid);
     }
     if (!found && name_len == 4 && memcmp(name, "root", 4) == 0) { // an image without a passwd still has a root
         memcpy(ret->name, "root", 5);
         memcpy(ret->home, "/", 2);
         memcpy(ret->shell, "/bin/sh", 8);
+        ret->uid = ret->gid = 0;
         found = true;
     }
     if (found) {
@@ -168,7 +179,8 @@ static void name_of(struct cached *c, unsigned id, char *out, size_t cap)
     size_t len;
     while ((line = next_line(&at, &len))) {
         char number[16];
-        if (field(line, len, 2, number, sizeof number) && *number && strtoul(number, NULL, 10) == id &&
+        unsigned n;
+        if (field(line, len, 2, number, sizeof number) && id_of(number, &n) && n == id &&
             field(line, len, 0, out, cap))
             break;
         *out = 0;

@@ -7,6 +7,7 @@
 const uint8_t FRAME_MAGIC[FRAME_MAGIC_BYTES] = {0xf5, 0xfa, 0xff, 0xf7, 0xfe, 0xf9, 0xfc, 0xf6,
                                                 0xfd, 0xf8, 0xfb, 0xff, 0xf6, 0xfa, 0xf7, 0xfe};
 
+#define FRAME_MAGIC_LEAST 0xf5
 #define PARSER_BYTES (FRAME_PREAMBLE_BYTES + FRAME_HEADER_BYTES + FRAME_PAYLOAD_MAX)
 
 static uint64_t get_le(const uint8_t *p, int n)
@@ -32,9 +33,17 @@ void frame_header(uint8_t out[FRAME_HEADER_BYTES], uint8_t type, uint8_t flags, 
     put_le(out + 8, id, 8);
 }
 
+// Every byte of the magic is at least FRAME_MAGIC_LEAST, so one that is there shows at every sixteenth place.
 static const uint8_t *find_magic(const uint8_t *data, size_t len)
 {
-    return len < FRAME_MAGIC_BYTES ? NULL : memmem(data, len, FRAME_MAGIC, FRAME_MAGIC_BYTES);
+    for (size_t at = FRAME_MAGIC_BYTES - 1; at < len; at += FRAME_MAGIC_BYTES) {
+        if (data[at] < FRAME_MAGIC_LEAST)
+            continue;
+        for (size_t begin = at - (FRAME_MAGIC_BYTES - 1); begin <= at && begin + FRAME_MAGIC_BYTES <= len; begin++)
+            if (memcmp(data + begin, FRAME_MAGIC, FRAME_MAGIC_BYTES) == 0)
+                return data + begin;
+    }
+    return NULL;
 }
 
 bool frame_has_magic(const uint8_t *data, size_t len)
@@ -88,6 +97,19 @@ static void drop(struct frame_parser *p, size_t n)
 {
     p->start += n;
     p->scanned = p->scanned > n ? p->scanned - n : 0;
+    if (n > 0)
+        p->carried = 0;
+}
+
+// Takes n bytes as a frame or a preamble. A magic may have begun at their end: a host died within what looked like a
+// frame, the next one's preamble filled it up.
+static void take(struct frame_parser *p, size_t n)
+{
+    drop(p, n);
+    const uint8_t *end = p->data + p->start;
+    p->carried = FRAME_MAGIC_BYTES - 1; // < n
+    while (p->carried > 0 && memcmp(end - p->carried, FRAME_MAGIC, p->carried) != 0)
+        p->carried--;
 }
 
 // Throws away what cannot be the beginning of a magic. True when the buffer now begins with a whole one.
@@ -129,23 +151,32 @@ static const uint8_t *last_magic(const struct frame_parser *p)
     return at;
 }
 
+// Whether the magic that began at the end of what was taken goes on; a header never does, and is no shorter.
+static bool magic_goes_on(const struct frame_parser *p)
+{
+    const size_t rest = FRAME_MAGIC_BYTES - p->carried;
+    return p->carried > 0 && p->end - p->start >= rest &&
+           memcmp(p->data + p->start, FRAME_MAGIC + p->carried, rest) == 0;
+}
+
 // Guest: a preamble anywhere in what has come ends the old session at once.
 static enum frame_event guest_scan(struct frame_parser *p)
 {
-    const size_t have = p->end - p->start;
     const uint8_t *at = last_magic(p);
-    if (!at) {
-        p->scanned = have;
+    const bool goes_on = !at && magic_goes_on(p);
+    if (!at)
+        p->scanned = p->end - p->start;
+    if (!at && !goes_on)
         return FRAME_GOT; // nothing of the kind: go on
-    }
-    const size_t before = (size_t)(at - (p->data + p->start));
+    const size_t before = at ? (size_t)(at - (p->data + p->start)) : 0;
+    const size_t magic = goes_on ? FRAME_MAGIC_BYTES - p->carried : FRAME_MAGIC_BYTES;
     p->skipped += before; // what stands before it is void, complete or not
     drop(p, before);
     p->synced = false;
-    if (have - before < FRAME_PREAMBLE_BYTES)
+    if (p->end - p->start < magic + FRAME_NONCE_BYTES)
         return FRAME_NEED_MORE;
-    memcpy(p->nonce, p->data + p->start + FRAME_MAGIC_BYTES, FRAME_NONCE_BYTES);
-    drop(p, FRAME_PREAMBLE_BYTES);
+    memcpy(p->nonce, p->data + p->start + magic, FRAME_NONCE_BYTES);
+    take(p, magic + FRAME_NONCE_BYTES);
     p->synced = true;
     return FRAME_RESET;
 }
@@ -170,7 +201,7 @@ static enum frame_event next_frame(struct frame_parser *p, struct frame *ret)
         return FRAME_NEED_MORE;
     *ret = (struct frame){.type = h[0], .flags = h[1], .id = get_le(h + 8, 8), .payload = h + FRAME_HEADER_BYTES,
                           .length = length};
-    drop(p, FRAME_HEADER_BYTES + length);
+    take(p, FRAME_HEADER_BYTES + length);
     return FRAME_GOT;
 }
 

@@ -104,6 +104,7 @@ struct frame_parser {
     uint8_t *data;
     size_t start, end, cap;
     size_t scanned;                   // guest: bytes after start known to hold no magic
+    size_t carried;                   // guest: what was taken last ends with so many bytes of a magic
     uint64_t skipped;                 // bytes thrown away while out of sync
 };
 

@@ -35,8 +35,9 @@ static enum qmp_kind kind_of(const json_t *o)
 json_t *qmp_parser_next(struct qmp_parser *p, enum qmp_kind *ret_kind, unsigned *ret_skipped)
 {
     for (;;) {
-        const uint8_t *from = p->line.data + p->scanned;
-        const uint8_t *nl = p->line.len > p->scanned ? memchr(from, '\n', p->line.len - p->scanned) : NULL;
+        const uint8_t *nl = p->line.len > p->scanned
+                                ? memchr(p->line.data + p->scanned, '\n', p->line.len - p->scanned)
+                                : NULL; // data is NULL before anything came
         if (!nl) {
             p->scanned = p->line.len;
             return NULL;

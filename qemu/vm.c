@@ -258,12 +258,13 @@ enum vm_adopt_verdict vm_adopt(const json_t *runtime, const char *id, int run_di
         return VM_ADOPT_GONE;
     }
     vm->process.uid = (uid_t)json_get_int(runtime, "uid", 0);
-    if (begin(vm, err) != 0) {
-        vm_destroy(vm);
-        return VM_ADOPT_FAILED;
-    }
     *ret_vm = vm;
     return VM_ADOPTED;
+}
+
+int vm_connect(struct vm *vm, struct err *err)
+{
+    return begin(vm, err);
 }
 
 int vm_end_stray(const json_t *runtime, const char *id, const char *cgroup_parent, struct err *err)

@@ -84,9 +84,13 @@ json_t *vm_runtime(const struct vm *vm);
 enum vm_adopt_verdict { VM_ADOPTED = 0, VM_ADOPT_GONE = 1 /* no such process */, VM_ADOPT_HOST_REBOOTED = 2,
                         VM_ADOPT_FAILED = 3 };
 // Takes over a VM that an earlier server started: checks pid, start time and identity (a recycled pid is not ours),
-// connects, query-status, resumes a VM that is stopped for no reason. The session comes by callbacks as after launch.
+// and holds it. Nothing is called back before vm_connect, so that the owner can put *ret_vm where its callbacks look.
 enum vm_adopt_verdict vm_adopt(const json_t *runtime, const char *id, int run_dirfd, struct loop *loop,
                                const struct vm_callbacks *cb, void *arg, struct vm **ret_vm, struct err *err);
+
+// Connects an adopted VM: query-status, resumes one that is stopped for no reason; the session comes by callbacks as
+// after launch. 0, or -1: nothing will be called back.
+int vm_connect(struct vm *vm, struct err *err);
 
 // Ends what an earlier server left of a VM (QEMU, jail, cgroup), by pid + start time. For half-made launches whose
 // runtime was journaled, and for those that were not: finds processes named after id. 0, or -1 (still alive).

@@ -234,11 +234,11 @@ static void admitted(void *arg, const struct err *err)
         sandbox_unref(s);
         return;
     }
-    if (c->cb.admitted)
-        c->cb.admitted(c->cb.arg, c->row.id, c->row.job_id);
     struct err send_err = {0};
     atomic_fetch_add(&s->m->commands_run, 1);
     pthread_mutex_lock(&s->lock);
+    c->durable = true;
+    c->sent_ms = clock_mono_ms();
     bool sent = false;
     if (s->vm && s->session && !c->finishing) {
         c->row.agent_id = vm_next_id(s->vm);

@@ -23,7 +23,8 @@ struct command_request {
 };
 
 struct command_callbacks {
-    // Durable and sent to the guest: the id is valid for every other call. Once; not when admission failed.
+    // Durable, and the guest says that it runs (or says nothing for a second): what is acknowledged now is still there
+    // after a kill -9. Once, before done; not when admission failed.
     void (*admitted)(void *arg, const char *command_id, const char *job_id);
     // Finished and durable (row borrowed), or admission failed (row NULL, err).
     void (*done)(void *arg, const struct command_row *row, const struct err *err);

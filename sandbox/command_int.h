@@ -27,6 +27,10 @@ struct command {
     struct buf run;              // the encoded RUN, until it is sent
     bool listed, sent, exited, finishing;
     bool known;                  // the guest said that it has it: what goes by the other port is not ahead of its RUN
+    bool durable;                // admitted, and so recorded
+    enum { TOLD_NOTHING, TELLING, TOLD } told; // cb.admitted
+    bool concluded;              // the outcome is recorded; cb.done waits for the end of TELLING
+    int64_t sent_ms;             // monotonic
     unsigned seen;               // session in which the agent is known to hold it
     // Outcome as the agent told it.
     uint64_t total[2];

@@ -143,6 +143,38 @@ static void forget(struct sandbox *s, uint64_t id)
         (void)vm_send(s->vm, FRAME_FORGET, id, NULL, &err);
 }
 
+// ---- telling the caller -------------------------------------------------------------------------------------------
+// True for the one caller that then has to call tell_admitted, not under the lock. The command stays until it has.
+static bool tell_begin_locked(struct command *c)
+{
+    if (!c->durable || c->told != TOLD_NOTHING || !c->cb.admitted)
+        return false;
+    c->told = TELLING;
+    return true;
+}
+
+static void conclude(struct command *c)
+{
+    struct sandbox *s = c->s;
+    if (c->archive)
+        archive_finished(c);
+    else if (c->cb.done)
+        c->cb.done(c->cb.arg, c->err.kind == ERR_NONE ? &c->row : NULL, c->err.kind == ERR_NONE ? NULL : &c->err);
+    command_free(c);
+    sandbox_unref(s);
+}
+
+static void tell_admitted(struct command *c)
+{
+    c->cb.admitted(c->cb.arg, c->row.id, c->row.job_id);
+    pthread_mutex_lock(&c->s->lock);
+    c->told = TOLD;
+    const bool concluded = c->concluded;
+    pthread_mutex_unlock(&c->s->lock);
+    if (concluded)
+        conclude(c);
+}
+
 void commands_on_frame(struct sandbox *s, int type, uint64_t id, const struct msg_command *m)
 {
     struct transfer *wake = NULL;
@@ -153,6 +185,8 @@ void commands_on_frame(struct sandbox *s, int type, uint64_t id, const struct ms
             c = by_slice(s, m->command_id);
         if (c) {
             c->sent = c->known = true;
+            if (!c->row.started_at_ms) // an earlier server heard when; it was a moment after
+                c->row.started_at_ms = c->row.created_at_ms;
             c->seen = s->session_no + 1;
             c->row.agent_id = id;
             c->stdin_sent = c->stdin_credit = m->stdin_bytes;
@@ -169,11 +203,14 @@ void commands_on_frame(struct sandbox *s, int type, uint64_t id, const struct ms
         command_feed_locked(c);
         wake = archive_known_locked(c);
     }
+    const bool tell = c && type == FRAME_STARTED && tell_begin_locked(c);
     if (c && m->phase == MSG_COMMAND_EXITED)
         note_exit_locked(c, m);
     pthread_mutex_unlock(&s->lock);
     if (wake)
         archive_wake(wake);
+    if (tell)
+        tell_admitted(c);
     if (c && type == FRAME_STARTED)
         hub_notify(s->m->hub, s->id);
 }
@@ -307,7 +344,9 @@ static void outcome_done(void *arg, const struct err *err)
     }
     if (err)
         log_error("command %s: its outcome could not be recorded: %s %s", c->row.id, err->detail, err->internal);
-    sandbox_ref(s);
+    if (err && c->err.kind == ERR_NONE)
+        c->err = *err;
+    sandbox_ref(s); // conclude's
     pthread_mutex_lock(&s->lock);
     for (struct command **at = &s->commands; *at; at = &(*at)->next)
         if (*at == c) {
@@ -321,12 +360,15 @@ static void outcome_done(void *arg, const struct err *err)
     pthread_mutex_unlock(&s->lock);
     drop_stdin_file(c);
     hub_notify(s->m->hub, c->row.id);
-    if (c->archive)
-        archive_finished(c);
-    else if (c->cb.done)
-        c->cb.done(c->cb.arg, c->err.kind == ERR_NONE ? &c->row : NULL, c->err.kind == ERR_NONE ? err : &c->err);
-    command_free(c);
-    sandbox_unref(s);
+    pthread_mutex_lock(&s->lock);
+    const bool tell = tell_begin_locked(c);
+    c->concluded = c->told == TELLING;
+    const bool wait = c->concluded && !tell;
+    pthread_mutex_unlock(&s->lock);
+    if (tell)
+        tell_admitted(c); // and concludes
+    else if (!wait)
+        conclude(c);
 }
 
 static void spawn_failure(struct command *c)
@@ -426,6 +468,8 @@ void commands_finish_all(struct sandbox *s, enum command_outcome outcome)
 // Once a second: an exit whose output does not come, an outcome that waits for room on the disk.
 void commands_tick(struct sandbox *s, int64_t now_ms)
 {
+    struct command *mute[LIMIT_COMMANDS_RUNNING];
+    size_t n = 0;
     pthread_mutex_lock(&s->lock);
     if (s->io_retry_at_ms && now_ms >= s->io_retry_at_ms) {
         s->io_retry_at_ms = 0;
@@ -433,6 +477,8 @@ void commands_tick(struct sandbox *s, int64_t now_ms)
     }
     for (struct command *c = s->commands, *next; c; c = next) {
         next = c->next;
+        if (c->sent && now_ms - c->sent_ms > LIMIT_STARTED_MS && n < sizeof mute / sizeof *mute && tell_begin_locked(c))
+            mute[n++] = c;
         if (!c->exited || c->finishing)
             continue;
         if (c->retry_at_ms && now_ms >= c->retry_at_ms) {
@@ -444,6 +490,8 @@ void commands_tick(struct sandbox *s, int64_t now_ms)
         }
     }
     pthread_mutex_unlock(&s->lock);
+    for (size_t i = 0; i < n; i++)
+        tell_admitted(mute[i]);
 }
 
 // ---- commands of an earlier server ----------------------------------------------------------------------------------

@@ -187,9 +187,15 @@ static enum vm_adopt_verdict adopt_vm(struct sandbox *s, const json_t *runtime, 
     if (v != VM_ADOPTED)
         return v;
     pthread_mutex_lock(&s->lock);
-    s->vm = vm;
+    s->vm = vm; // before its session can be up: commands are attached through it
     pthread_mutex_unlock(&s->lock);
-    return v;
+    if (vm_connect(vm, err) == 0)
+        return VM_ADOPTED;
+    pthread_mutex_lock(&s->lock);
+    s->vm = NULL;
+    pthread_mutex_unlock(&s->lock);
+    vm_free(vm);
+    return VM_ADOPT_FAILED;
 }
 
 static void end_stray(struct sandbox *s, const json_t *runtime)
@@ -221,7 +227,8 @@ static void adopt_running(struct sandbox *s)
         gone_while_down(s, v, runtime);
         return;
     }
-    sandbox_log_gap(s, LOGSRC_CONSOLE, 0);
+    static const char ADOPTED[] = "adopted by a new server; what the console said meanwhile is not kept\n";
+    sandbox_log(s, LOGSRC_VMM, "", "", (const uint8_t *)ADOPTED, sizeof ADOPTED - 1);
     if (!vm_wait_ready(s->vm, clock_mono_ms() + ADOPT_READY_MS, &err))
         log_warn("sandbox %s: adopted, but its agent does not answer: %s", s->id, err.detail);
     atomic_fetch_add(&s->m->adoptions, 1);
