@@ -10,6 +10,7 @@
 
 #include <cmocka.h>
 
+#pragma GCC diagnostic ignored "-Wunused-result" // the agent is built with another C library, which marks none
 #include "guest/fileact.c"
 
 #include "base/fd.h"
