@@ -182,6 +182,7 @@ static void run(struct api_call *c)
         .stdin_text = json_string_value(input),
         .stdin_len = json_string_length(input),
         .stdin_open = r->background && !input,
+        .tell_started = r->background || r->stream || c->in->prefer_async,
         .timeout_ms = timeout_ms_of(body),
         .max_output_bytes = json_get_int(body, "max_output_bytes", LIMIT_OUTPUT_ANSWER_DEFAULT),
         .background = r->background,

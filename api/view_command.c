@@ -97,7 +97,9 @@ static void put_stream(json_t *j, const char *name, const struct buf *b, int64_t
 static void put_output(json_t *j, struct api_call *c, const struct command_row *row)
 {
     struct err err = {0};
-    struct spool_reader *r = command_output(c->a->manager, row->tenant, row->sandbox_id, row->id, &err);
+    const bool silent = row->phase == COMMAND_FINISHED && row->stdout_bytes == 0 && row->stderr_bytes == 0;
+    struct spool_reader *r =
+        silent ? NULL : command_output(c->a->manager, row->tenant, row->sandbox_id, row->id, &err);
     for (int i = 0; i < 2; i++) {
         CLEANUP_BUF struct buf b = BUF_INIT((size_t)row->max_output_bytes + 65536);
         buf_reserve(&b, 1);

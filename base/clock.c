@@ -1,5 +1,6 @@
 #include "base/clock.h"
 
+#include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
 #include <time.h>
@@ -47,22 +48,37 @@ char *clock_text(int64_t wall_ms, char out[static CLOCK_TEXT_MAX])
     return out;
 }
 
+// Digits where RFC 3339 has digits, and a day that exists: what the fields say is what comes back from them.
+static bool shaped(const char *text)
+{
+    static const char SHAPE[] = "0000-00-00T00:00:00";
+    for (size_t i = 0; i < sizeof SHAPE - 1; i++)
+        if (SHAPE[i] == '0' ? text[i] < '0' || text[i] > '9' : text[i] != SHAPE[i])
+            return false;
+    return true;
+}
+
 int clock_parse(const char *text, int64_t *ret_wall_ms)
 {
     struct tm tm = {0};
-    int n = 0, ms = 0, scale = 100;
-    if (sscanf(text, "%4d-%2d-%2dT%2d:%2d:%2d%n", &tm.tm_year, &tm.tm_mon, &tm.tm_mday, &tm.tm_hour, &tm.tm_min,
-               &tm.tm_sec, &n) != 6 || n != 19)
+    int ms = 0, scale = 100;
+    if (!shaped(text) || sscanf(text, "%4d-%2d-%2dT%2d:%2d:%2d", &tm.tm_year, &tm.tm_mon, &tm.tm_mday, &tm.tm_hour,
+                                &tm.tm_min, &tm.tm_sec) != 6)
         return -1;
-    const char *at = text + n;
+    const char *at = text + 19;
+    if (*at == '.' && at[1] == 'Z')
+        return -1;
     if (*at == '.')
         for (at++; *at >= '0' && *at <= '9'; at++, scale /= 10)
             ms += (*at - '0') * scale;
-    if (strcmp(at, "Z") != 0 || tm.tm_mon < 1 || tm.tm_mon > 12 || tm.tm_mday < 1 || tm.tm_mday > 31 ||
-        tm.tm_hour > 23 || tm.tm_min > 59 || tm.tm_sec > 60)
+    if (strcmp(at, "Z") != 0 || tm.tm_mon < 1 || tm.tm_hour > 23 || tm.tm_min > 59 || tm.tm_sec > 60)
         return -1;
     tm.tm_year -= 1900;
     tm.tm_mon -= 1;
-    *ret_wall_ms = (int64_t)timegm(&tm) * 1000 + ms;
+    const struct tm said = tm;
+    const time_t t = timegm(&tm);
+    if (said.tm_sec < 60 && (tm.tm_mon != said.tm_mon || tm.tm_mday != said.tm_mday))
+        return -1;
+    *ret_wall_ms = (int64_t)t * 1000 + ms;
     return 0;
 }

@@ -173,7 +173,7 @@ static int describe(struct sign_key *key)
 {
     size_t n = ED25519_PUB_BYTES;
     uint8_t hash[SHA256_BYTES];
-    if (EVP_PKEY_get_raw_public_key(key->pkey, key->public, &n) != 1 || n != ED25519_PUB_BYTES)
+    if (!EVP_PKEY_is_a(key->pkey, "ED25519") || EVP_PKEY_get_raw_public_key(key->pkey, key->public, &n) != 1 || n != ED25519_PUB_BYTES)
         return -1;
     crypto_sha256(key->public, n, hash);
     enc_hex(hash, 8, key->id);
@@ -269,7 +269,7 @@ int crypto_public_from_pem(const char *pem, uint8_t out[ED25519_PUB_BYTES])
     size_t n = ED25519_PUB_BYTES;
     BIO *bio = BIO_new_mem_buf(pem, -1);
     EVP_PKEY *pkey = bio ? PEM_read_bio_PUBKEY(bio, NULL, NULL, NULL) : NULL;
-    const bool ok = pkey && EVP_PKEY_get_raw_public_key(pkey, out, &n) == 1 && n == ED25519_PUB_BYTES;
+    const bool ok = pkey && EVP_PKEY_is_a(pkey, "ED25519") && EVP_PKEY_get_raw_public_key(pkey, out, &n) == 1 && n == ED25519_PUB_BYTES;
     EVP_PKEY_free(pkey);
     BIO_free(bio);
     return ok ? 0 : -1;

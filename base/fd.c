@@ -133,12 +133,15 @@ int fd_write_file_atomic(int dirfd, const char *name, const void *data, size_t l
 int fd_mkdirs(const char *path, mode_t mode)
 {
     char copy[4096];
-    const size_t len = strlen(path);
+    size_t len = strlen(path);
+    while (len > 1 && path[len - 1] == '/')
+        len--;
     if (len == 0 || len >= sizeof copy) {
         errno = len ? ENAMETOOLONG : ENOENT;
         return -1;
     }
-    memcpy(copy, path, len + 1);
+    memcpy(copy, path, len);
+    copy[len] = 0;
     for (size_t i = 1; i <= len; i++) {
         if (copy[i] != '/' && copy[i] != 0)
             continue;

@@ -14,7 +14,8 @@
 // malformed_json and line and column in detail.
 json_t *json_parse_strict(const char *text, size_t len, struct err *err);
 
-// RFC 8785 (JCS) subset: sorted keys, no spaces, integers only where we write numbers. Returns new text.
+// One text for one value: keys sorted by their UTF-8 bytes, no spaces, integers only where we write numbers. Like RFC 8785
+// for the keys and values that we write; control characters are escaped in upper case. Returns new text.
 char *json_canonical(const json_t *value);
 
 // obj[key] = value, stealing value; a NULL value (out of memory) is an error. 0, or -1.

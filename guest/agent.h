@@ -105,6 +105,7 @@ void command_tell_states(void);        // COMMAND_STATE for each
 void command_session_lost(void);       // sending waits for ATTACH
 void command_reaped(pid_t pid, int status);
 int64_t command_tick(int64_t now_ms);  // deadlines; ms until the next, -1 none
+bool command_leaving(void);            // an output was closed since this was asked last
 bool command_pump(void);               // one OUTPUT frame onto the bulk port; false: nothing to send
 void command_event(void *source, uint32_t events);
 void command_kill_all(void);

@@ -54,6 +54,7 @@ struct command {
 
 static struct command commands[COMMANDS_MAX];
 static unsigned turn;            // round robin over the commands' windows
+static bool leaving;             // an output was closed since command_leaving was asked
 
 static struct command *by_id(uint64_t id)
 {
@@ -102,9 +103,7 @@ static void end_close(struct pipe_end *e)
 {
     if (e->fd < 0)
         return;
-    if (e->armed)
-        loop_del(e->fd);
-    close(e->fd);
+    close(e->fd); // and leaves the epoll set: nobody else has it, a child closes it before its exec returns to us
     e->fd = -1;
     e->armed = false;
 }
@@ -190,6 +189,7 @@ static void take_output(struct pipe_end *e)
         if (n <= 0) {
             end_close(e);
             c->drain[stream] = 0;
+            leaving = leaving || !c->ended;
             break;
         }
         window_added(w, (size_t)n);
@@ -550,7 +550,7 @@ void command_run(uint64_t id, const struct msg_run *m)
     for (int i = 0; i < 3; i++)
         c->ends[i] = (struct pipe_end){.source = {SOURCE_PIPE}, .c = c, .index = i, .fd = -1};
     start(c, m);
-    if (!c->told)
+    if (!c->told && !m->quiet)
         tell(c, FRAME_STARTED);
 }
 
@@ -593,6 +593,13 @@ void command_forget(uint64_t id)
     c->killed = true;
     c->forgotten = true;
     group_signal(c, SIGKILL);
+}
+
+bool command_leaving(void)
+{
+    const bool was = leaving;
+    leaving = false;
+    return was;
 }
 
 static struct command *by_pid(pid_t pid)

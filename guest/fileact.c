@@ -347,6 +347,7 @@ static int do_delete(struct fileop *op, struct msg_file_result *r)
     int status = is_root(op->path) ? MSG_FILE_OUTSIDE_ROOTS : open_target(op->path, false, false, &dir, name);
     if (status != MSG_FILE_OK)
         return status;
+    memset(&st, 0, sizeof st);
     if (fstatat(dir, name, &st, AT_SYMLINK_NOFOLLOW) != 0)
         status = fileact_status(errno);
     else if (!S_ISDIR(st.st_mode))
@@ -436,7 +437,7 @@ struct list {
     bool (*emit)(struct fileop *, const struct msg_file_result *, bool);
     struct msg_file_result r;
     char *names[2 * MSG_ENTRIES_MAX];
-    size_t n_names;
+    size_t n_names, bytes;       // bytes: of the texts in this frame
     uint64_t total;
 };
 
@@ -445,12 +446,13 @@ static void list_flush(struct list *l, bool last)
     l->emit(l->op, &l->r, last);
     for (size_t i = 0; i < l->n_names; i++)
         free(l->names[i]);
-    l->n_names = l->r.n_entries = 0;
+    l->n_names = l->r.n_entries = l->bytes = 0;
 }
 
 static struct slice list_keep(struct list *l, char *text)
 {
     l->names[l->n_names++] = text;
+    l->bytes += text ? strlen(text) : 0;
     return text ? keep(text) : (struct slice){0};
 }
 
@@ -460,6 +462,11 @@ static void list_add(struct list *l, int dirfd, const char *prefix, const char *
     char *relative = NULL;
     if (asprintf(&relative, "%s%s%s", prefix, *prefix ? "/" : "", name) < 0)
         return;
+    if (strlen(relative) > LIMIT_PATH_BYTES) { // nobody could ask for it either
+        l->r.truncated = true;
+        free(relative);
+        return;
+    }
     *e = (struct msg_entry){.kind = kind_of(st->st_mode), .mode = st->st_mode & 07777, .size = (uint64_t)st->st_size,
                             .mtime_ms = mtime_ms(st), .uid = st->st_uid, .gid = st->st_gid};
     e->name = list_keep(l, relative);
@@ -473,7 +480,7 @@ static void list_add(struct list *l, int dirfd, const char *prefix, const char *
     }
     l->r.n_entries++;
     l->total++;
-    if (l->r.n_entries == MSG_ENTRIES_MAX / 4) // entries with long names must fit one frame
+    if (l->r.n_entries == MSG_ENTRIES_MAX / 4 || l->bytes > FRAME_PAYLOAD_MAX / 2) // with the rest it must fit one frame
         list_flush(l, false);
 }
 
@@ -531,7 +538,7 @@ int fileact_list(struct fileop *op, bool (*emit)(struct fileop *, const struct m
 // ---- streams ----------------------------------------------------------------------------------------------------
 int fileact_open_read(struct fileop *op, struct msg_file_result *r)
 {
-    struct stat st;
+    struct stat st = {0};
     if (path_fault(op->path, strlen(op->path)))
         return MSG_FILE_PATH_INVALID;
     op->fd = open2(AT_FDCWD, op->path, O_RDONLY | O_NONBLOCK | O_NOCTTY);

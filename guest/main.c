@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -267,8 +268,8 @@ static bool read_port(struct port *p)
 // ---- the loop -----------------------------------------------------------------------------------------------------
 static void reap(void)
 {
-    struct signalfd_siginfo info;
-    while (read(signal_fd, &info, sizeof info) == (ssize_t)sizeof info)
+    struct signalfd_siginfo info[4];
+    while (read(signal_fd, info, sizeof info) == (ssize_t)sizeof info)
         ;
     int status;
     for (pid_t pid; (pid = waitpid(-1, &status, WNOHANG)) > 0;)
@@ -325,6 +326,11 @@ static void __attribute__((noreturn)) loop(void)
         const int n = epoll_wait(epoll_fd, events, 32, timeout);
         for (int i = 0; i < n; i++)
             dispatch(&events[i]);
+        // A closed output is mostly the beginning of an end: to wait a moment for the rest is cheaper than to be woken
+        // for each of its parts, with another address space each time.
+        struct pollfd end = {.fd = signal_fd, .events = POLLIN};
+        if (command_leaving() && poll(&end, 1, 1) > 0)
+            reap();
     }
 }
 

@@ -222,6 +222,7 @@ static const struct field RUN[] = {
     F(8, BOOL, false, msg_run, raw_output),
     F(9, SLICE, false, msg_run, write_dir),
     F(10, BOOL, false, msg_run, make_dir),
+    F(11, BOOL, false, msg_run, quiet),
 };
 MESSAGE(msg_run, RUN)
 

@@ -61,6 +61,7 @@ struct msg_run {
     bool raw_output;            // output acked as it is consumed, not spooled: archive transfers
     struct slice write_dir;     // not empty: cwd must resolve below the write roots (archive extraction)
     bool make_dir;              // and is made when missing
+    bool quiet;                 // nobody waits for STARTED: it is not sent
 };
 
 enum msg_command_phase { MSG_COMMAND_RUNNING = 1, MSG_COMMAND_EXITED = 2 };

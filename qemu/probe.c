@@ -103,7 +103,8 @@ static const struct vm_callbacks CALLBACKS = {
     no_console, no_text, no_text, on_fatal, no_session, no_io, no_gone,
 };
 
-static void boot(const struct vm_spec *spec, struct loop *loop, int timeout_ms, struct probe_verdict *ret)
+// False: the VM could not even be launched, which says nothing about KVM.
+static bool boot(const struct vm_spec *spec, struct loop *loop, int timeout_ms, struct probe_verdict *ret)
 {
     struct err err = {0};
     struct proof proof = {.lock = PTHREAD_MUTEX_INITIALIZER};
@@ -124,6 +125,7 @@ static void boot(const struct vm_spec *spec, struct loop *loop, int timeout_ms, 
                  timeout_ms / 1000);
     else
         snprintf(ret->reason, sizeof ret->reason, "%.150s", err.detail);
+    return vm != NULL;
 }
 
 int probe_kvm(int state_dirfd, int run_parent_dirfd, const struct vm_spec *spec, const char *kernel_digest,
@@ -150,10 +152,11 @@ int probe_kvm(int state_dirfd, int run_parent_dirfd, const struct vm_spec *spec,
     }
     struct vm_spec own = *spec;
     own.run_dirfd = dir;
-    boot(&own, loop, timeout_ms, ret);
+    const bool launched = boot(&own, loop, timeout_ms, ret);
     ret->probed_at_ms = clock_wall_ms();
     loop_free(loop);
     (void)fd_remove_tree(run_parent_dirfd, "probe", NULL);
-    keep(state_dirfd, &key, ret);
+    if (launched)
+        keep(state_dirfd, &key, ret);
     return 0;
 }

@@ -362,7 +362,8 @@ int vm_send_data(struct vm *vm, int type, uint64_t id, uint64_t stream, uint64_t
         const int code = channel_send(&vm->bulk, (uint8_t)type, end ? FRAME_LAST : 0, id, head, sizeof head, at, n);
         if (code != 0)
             return send_error(code, err);
-        at += n;
+        if (n > 0)
+            at += n;
         len -= n;
         offset += n;
     } while (len > 0);

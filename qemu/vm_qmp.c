@@ -83,9 +83,10 @@ static void on_answer(struct vm *vm, json_t *o, enum qmp_kind kind)
             continue;
         *at = call->next;
         call->done = true;
-        if (kind == QMP_RETURN)
+        if (kind == QMP_RETURN) {
             call->ret = json_incref(json_object_get(o, "return"));
-        else {
+            (void)json_object_del(o, "return"); // from here on it is the caller's thread's alone
+        } else {
             const char *desc = json_get_str(json_object_get(o, "error"), "desc");
             snprintf(call->error, sizeof call->error, "%s", desc ? desc : "QMP error");
         }
@@ -196,7 +197,7 @@ json_t *vm_qmp(struct vm *vm, const char *command, json_t *arguments, int timeou
     while (!vm->qmp_up && !vm->gone && waited == 0)
         waited = pthread_cond_timedwait(&vm->changed, &vm->lock, &until);
     call.id = ++vm->next_qmp_id;
-    json_t *o = json_pack("{s:s, s:I, s:o?}", "execute", command, "id", (json_int_t)call.id, "arguments", arguments);
+    json_t *o = json_pack("{s:s, s:I, s:o*}", "execute", command, "id", (json_int_t)call.id, "arguments", arguments);
     char *text = o ? json_dumps(o, JSON_COMPACT) : NULL;
     const size_t len = text ? strlen(text) : 0;
     bool sent = false;

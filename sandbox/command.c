@@ -109,6 +109,7 @@ int command_encode(struct command *c, const struct command_request *r, const cha
     if (r->internal && r->cwd && r->stdin_open)
         run->write_dir = run->cwd;
     run->make_dir = r->make_dir;
+    run->quiet = !r->tell_started && !c->row.has_stdin && !r->internal;
     buf_init(&c->run, FRAME_PAYLOAD_MAX);
     if (msg_run_encode(&c->run, run) != 0 || frame_has_magic(c->run.data, c->run.len))
         return err_set(err, ERR_VALIDATION, "command_too_large", "argv and environment are larger than %u bytes",
@@ -247,6 +248,10 @@ static void admitted(void *arg, const struct err *err)
     }
     buf_free(&c->run);
     c->sent = sent;
+    if (sent) { // the moment that the guest starts it, but for the way there
+        c->row.phase = COMMAND_RUNNING_;
+        c->row.started_at_ms = clock_wall_ms();
+    }
     if (!sent && !c->finishing)
         command_finish_locked(c, OUTCOME_LOST);
     pthread_mutex_unlock(&s->lock);

@@ -20,6 +20,7 @@ struct command_request {
     bool background, check;
     // Archive transfers: not listed, output not spooled but handed over. Private to sandbox/.
     bool internal, make_dir;
+    bool tell_started;         // `admitted` is waited for; else it may come with the end only
 };
 
 struct command_callbacks {

@@ -196,9 +196,6 @@ void commands_on_frame(struct sandbox *s, int type, uint64_t id, const struct ms
         }
     }
     if (c && type == FRAME_STARTED) {
-        c->row.phase = COMMAND_RUNNING_;
-        if (!c->row.started_at_ms)
-            c->row.started_at_ms = clock_wall_ms();
         c->known = true;
         command_feed_locked(c);
         wake = archive_known_locked(c);

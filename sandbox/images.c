@@ -237,7 +237,7 @@ int images_open_blob(struct images *im, const char *digest, struct err *err)
     if (!digest_valid(digest))
         return err_set(err, ERR_ADMISSION_FAILED, "bad_digest", "a digest is sha256: and 64 lower-case hex digits");
     blob_path(digest, path);
-    CLEANUP_FD int fd = openat(im->dirfd, path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+    CLEANUP_FD int fd = openat(im->dirfd, path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
     if (fd < 0 || fstat(fd, &st) != 0 || !S_ISREG(st.st_mode))
         return err_set(err, ERR_ADMISSION_FAILED, "blob_missing", "%.20s… is not in the image directory", digest);
     pthread_mutex_lock(&im->lock);
@@ -427,15 +427,19 @@ static size_t referred_list(const json_t *index, struct referred *out, size_t ca
     return n;
 }
 
-#define REFERRED_MAX 1024
+// How many blobs an index can name.
+static size_t referred_max(const json_t *index)
+{
+    return json_object_size(json_object_get(index, "runtime")) + json_object_size(json_object_get(index, "images")) + 1;
+}
 
 int images_verify(int dirfd, bool (*fn)(void *, const char *what, const char *digest, bool ok), void *arg, struct err *err)
 {
     CLEANUP_JSON json_t *index = index_read(dirfd, err);
-    CLEANUP_FREE struct referred *list = calloc(REFERRED_MAX, sizeof *list);
+    CLEANUP_FREE struct referred *list = calloc(referred_max(index), sizeof *list);
     if (!index || !list)
         return -1;
-    const size_t n = referred_list(index, list, REFERRED_MAX);
+    const size_t n = referred_list(index, list, referred_max(index));
     int bad = 0;
     for (size_t i = 0; i < n; i++) {
         char path[96];
@@ -457,7 +461,7 @@ int images_prune(int dirfd, uint64_t *ret_bytes, struct err *err)
     if (lock < 0)
         return -1;
     CLEANUP_JSON json_t *index = index_read(dirfd, err);
-    CLEANUP_FREE struct referred *list = calloc(REFERRED_MAX, sizeof *list);
+    CLEANUP_FREE struct referred *list = calloc(referred_max(index), sizeof *list);
     const int blobs = openat(dirfd, "blobs/sha256", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     DIR *d = index && list && blobs >= 0 ? fdopendir(blobs) : NULL;
     if (!d) {
@@ -465,7 +469,7 @@ int images_prune(int dirfd, uint64_t *ret_bytes, struct err *err)
             close(blobs);
         return err->kind != ERR_NONE ? -1 : err_sys(err, errno, "opening the blobs");
     }
-    const size_t n = referred_list(index, list, REFERRED_MAX);
+    const size_t n = referred_list(index, list, referred_max(index));
     for (const struct dirent *e; (e = readdir(d));) {
         struct stat st;
         bool kept = e->d_name[0] == '.';

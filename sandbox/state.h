@@ -6,7 +6,9 @@
 //                    |  v          v                        ^
 //                 stopped       cold <---> restoring        |  (the guest shut down, the host rebooted)
 //                       |                                   |
-//                       +--> failed <--- (VM died) --- running, paused, stopping, restoring
+//                       +--> failed <--- (VM died) --- starting, running, paused, stopping, restoring
+//                              |
+//                              +--> starting (boots from its disk, where there is one)
 //
 //   every state ---> destroyed (delete wins)
 //

@@ -62,6 +62,8 @@ static void fault(struct buf *faults, const char *fmt, ...)
 static bool one_of(const char *words, const char *value)
 {
     const size_t n = strlen(value);
+    if (strchr(value, '|'))
+        return false;
     for (const char *at = words; at; at = strchr(at, '|')) {
         at += *at == '|';
         if (strncmp(at, value, n) == 0 && (at[n] == '|' || at[n] == 0))
