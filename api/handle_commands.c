@@ -130,7 +130,9 @@ static void on_done(void *arg, const struct command_row *row, const struct err *
         r->err = *err;
     else if (command_row_copy(&r->row, row) != 0)
         err_set(&r->err, ERR_INTERNAL, "out_of_memory", "out of memory");
-    if (work_submit(r->c->a->pool, answer_late, r) != 0)
+    // One that said nothing is answered here, on the writer's thread: there is no spool to be read.
+    const bool silent = !err && !r->check && r->row.stdout_bytes == 0 && r->row.stderr_bytes == 0;
+    if ((silent && r->err.kind == ERR_NONE) || work_submit(r->c->a->pool, answer_late, r) != 0)
         answer_late(r);
 }
 

@@ -158,6 +158,8 @@ static bool generation_fits(struct api_call *c)
 static void verb(struct api_call *c, enum sandbox_verb v, const char *owner)
 {
     struct op_callbacks cb;
+    if (v == VERB_DETACH)
+        c->in->prefer_async = false; // done at once, without a job to point to
     if (generation_fits(c) && act_new(c, 200, &cb))
         manager_verb(c->a->manager, c->in->ids[0], v, owner, &c->in->a, c->in->prefer_async ? 202 : 200, &cb);
 }

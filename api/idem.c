@@ -183,7 +183,13 @@ static bool answered_early(const struct api_call *c, const struct idem_row *row)
 {
     if (!*row->job_id)
         return false;
-    return c->in->prefer_async || strstr(c->op->name, "command.run") != NULL;
+    if (c->in->prefer_async)
+        return true;
+    if (strcmp(c->op->name, "command.run") != 0)
+        return false;
+    struct err ignored = {0};
+    CLEANUP_JSON json_t *body = json_parse_strict(buf_text(&c->in->body), c->in->body.len, &ignored);
+    return c->in->accept_stream || json_is_true(json_object_get(body, "background"));
 }
 
 static void take_row(struct api_call *c, struct idem_row *row)

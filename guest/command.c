@@ -78,6 +78,8 @@ static void tell(struct command *c, int type)
     struct buf b = BUF_INIT(1024);
     c->state.command_id = (struct slice){(const uint8_t *)c->command_id, strlen(c->command_id)};
     c->state.stdin_bytes = c->in_start;
+    c->state.stdin_received = c->in_end;
+    c->state.stdin_closed = c->in_last;
     c->state.stdout_bytes = c->out[0].end;
     c->state.stderr_bytes = c->out[1].end;
     if (msg_command_encode(&b, &c->state) == 0)
@@ -272,6 +274,11 @@ void command_event(void *source, uint32_t events)
         give_stdin(c);
     } else if (c->told) {
         discard(e);
+    } else if ((events & (EPOLLIN | EPOLLHUP)) == EPOLLHUP) { // closed and empty: no buffer is made to learn it by
+        end_close(e);
+        c->drain[e->index - 1] = 0;
+        leaving = leaving || !c->ended;
+        try_tell_exit(c);
     } else {
         take_output(e);
     }
@@ -390,6 +397,8 @@ static char **env_of(const struct msg_run *m, const struct user *u, const char *
     return list;
 }
 
+static int null_fd = -1; // what a command without stdin reads; kept
+
 struct pipes {
     int ours[3], theirs[3];
 };
@@ -410,7 +419,7 @@ static bool pipes_make(struct pipes *p, bool has_stdin)
         p->ours[i] = p->theirs[i] = -1;
     for (int i = 0; i < 3; i++) {
         if (i == 0 && !has_stdin) {
-            if ((p->theirs[0] = open("/dev/null", O_RDONLY | O_CLOEXEC)) < 0)
+            if (null_fd < 0 && (null_fd = open("/dev/null", O_RDONLY | O_CLOEXEC)) < 0)
                 return false;
             continue;
         }
@@ -471,7 +480,7 @@ static void start(struct command *c, const struct msg_run *m)
     if (!cwd || !argv || !argv[0] || !envp || !pipes_make(&p, c->has_stdin)) {
         spawn_failure(c, MSG_SPAWN_SYSTEM, errno ? errno : ENOMEM);
     } else {
-        s.stdin_fd = p.theirs[0];
+        s.stdin_fd = c->has_stdin ? p.theirs[0] : null_fd;
         s.stdout_fd = p.theirs[1];
         s.stderr_fd = p.theirs[2];
         c->pid = spawn_run(&s);

@@ -233,6 +233,7 @@ static const struct field COMMAND[] = {
     F(7, U64, false, msg_command, spawn_errno),     F(8, U64, false, msg_command, pid),
     F(9, U64, false, msg_command, duration_ms),     F(10, U64, false, msg_command, stdout_bytes),
     F(11, U64, false, msg_command, stderr_bytes),   F(12, U64, false, msg_command, stdin_bytes),
+    F(13, U64, false, msg_command, stdin_received), F(14, BOOL, false, msg_command, stdin_closed),
 };
 MESSAGE(msg_command, COMMAND)
 

@@ -80,7 +80,9 @@ struct msg_command {
     uint64_t pid;               // in the guest
     int64_t duration_ms;
     uint64_t stdout_bytes, stderr_bytes; // produced so far; final in EXITED
-    uint64_t stdin_bytes;       // accepted so far
+    uint64_t stdin_bytes;       // accepted by the command's pipe so far
+    uint64_t stdin_received;    // … and those that wait for it; a new session goes on from here
+    bool stdin_closed;          // its end was received
 };
 
 enum msg_stream { MSG_STDOUT = 1, MSG_STDERR = 2, MSG_STDIN = 3, MSG_FILE = 4 };

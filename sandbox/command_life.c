@@ -189,8 +189,9 @@ void commands_on_frame(struct sandbox *s, int type, uint64_t id, const struct ms
                 c->row.started_at_ms = c->row.created_at_ms;
             c->seen = s->session_no + 1;
             c->row.agent_id = id;
-            c->stdin_sent = c->stdin_credit = m->stdin_bytes;
-            c->stdin_eof_sent = false;
+            c->stdin_credit = m->stdin_bytes;
+            c->stdin_sent = m->stdin_received > m->stdin_bytes ? m->stdin_received : m->stdin_bytes;
+            c->stdin_eof_sent = m->stdin_closed;
         } else if (s->n_forget < sizeof s->forget / sizeof *s->forget) {
             s->forget[s->n_forget++] = id; // told when the session is up
         }

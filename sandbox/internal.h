@@ -79,6 +79,7 @@ struct sandbox {
     struct vm *vm;
     unsigned vm_no;              // counts the VMs this sandbox had in this process
     unsigned vm_uid;             // 0: none taken
+    bool adopting;              // of an earlier server, and not yet taken over or given up
     bool session;                // the agent answers
     bool mute_noted, disk_full_noted;
     unsigned session_no;

@@ -12,12 +12,6 @@
 
 #define ADOPT_READY_MS 20000
 
-// One sandbox's share of the work, on a worker.
-struct adopt {
-    struct manager *m;
-    struct sandbox *s;
-};
-
 // ---- admissions that were never settled ---------------------------------------------------------------------------------
 static bool keep_pending(void *arg, const struct admission *a)
 {
@@ -50,7 +44,8 @@ static void job_settle(struct manager *m, struct job_row *job, const struct admi
                        const char *outcome, const struct err *why, int status)
 {
     struct err err = {0};
-    struct change c = {.job_update = job, .settle = a, .outcome = outcome, .status = status, .ref = job->ref};
+    struct change c = {.job_update = job, .settle = a, .outcome = outcome, .status = status,
+                       .ref = *job->ref ? job->ref : job->sandbox_id};
     CLEANUP_FREE char *problem = NULL;
     if (why) {
         problem = change_set_failure(m, &c, a, why);
@@ -227,9 +222,20 @@ static void adopt_running(struct sandbox *s)
         gone_while_down(s, v, runtime);
         return;
     }
+    const int64_t until = clock_mono_ms() + ADOPT_READY_MS;
     static const char ADOPTED[] = "adopted by a new server; what the console said meanwhile is not kept\n";
     sandbox_log(s, LOGSRC_VMM, "", "", (const uint8_t *)ADOPTED, sizeof ADOPTED - 1);
-    if (!vm_wait_ready(s->vm, clock_mono_ms() + ADOPT_READY_MS, &err))
+    bool ready = false, deleted = false;
+    while (!ready && !deleted && clock_mono_ms() < until) { // in steps: a delete does not wait for a mute agent
+        memset(&err, 0, sizeof err);
+        ready = vm_wait_ready(s->vm, clock_mono_ms() + 250, &err);
+        if (!ready && err.kind != ERR_TIMEOUT)
+            break;
+        pthread_mutex_lock(&s->lock);
+        deleted = s->delete_wanted;
+        pthread_mutex_unlock(&s->lock);
+    }
+    if (!ready && !deleted)
         log_warn("sandbox %s: adopted, but its agent does not answer: %s", s->id, err.detail);
     atomic_fetch_add(&s->m->adoptions, 1);
 }
@@ -249,19 +255,40 @@ static void undo_create(struct sandbox *s, struct job_row *job, const struct adm
     registry_remove(s->m, s);
 }
 
+// A delete that was interrupted goes on under its own evidence: it is settled when it is done, or at the next start.
+struct redo {
+    struct manager *m;
+    struct job_row job;
+    struct admission a;
+};
+
+static void redone(void *arg, const struct sandbox_info *info, const struct err *err)
+{
+    struct redo *r = arg;
+    (void)info;
+    job_settle(r->m, &r->job, &r->a, err ? JOB_FAILED : JOB_SUCCEEDED, err ? "failed" : "succeeded", err, 200);
+    job_row_free(&r->job);
+    free(r);
+}
+
 static void redo_delete(struct sandbox *s, struct job_row *job, const struct admission *a)
 {
-    struct op *op = op_new("delete", delete_run, a, 200, NULL);
-    if (!op)
+    struct redo *r = calloc(1, sizeof *r);
+    const struct op_callbacks cb = {.done = redone, .arg = r};
+    struct op *op = r ? op_new("delete", delete_run, a, 200, &cb) : NULL;
+    if (!op) {
+        free(r);
         return;
-    // A delete with evidence of its own; the interrupted one is settled as finished by it.
+    }
+    *r = (struct redo){s->m, *job, *a};
+    memset(job, 0, sizeof *job);
+    // What it does now has evidence of its own too.
     system_admission(&op->a, s->tenant, "sandbox.delete", s->id);
     id_new(ID_JOB, op->a.job_id);
     snprintf(op->cause, sizeof op->cause, "restart");
     pthread_mutex_lock(&s->lock);
     s->delete_wanted = true;
     pthread_mutex_unlock(&s->lock);
-    job_settle(s->m, job, a, JOB_SUCCEEDED, "succeeded", NULL, 200);
     op_enqueue(s, op);
 }
 
@@ -350,24 +377,45 @@ static void reconcile_one(struct sandbox *s, struct unfinished *u)
     }
 }
 
-static void adopt_work(void *arg)
+// Jobs whose work was recorded, but not their end: the server was killed between the two.
+static void settle_rest(struct sandbox *s, struct unfinished *u)
 {
-    struct adopt *w = arg;
-    struct manager *m = w->m;
+    const int state = sandbox_present_state(s);
+    for (size_t i = 0; i < u->n; i++) {
+        struct job_row *job = &u->rows[i];
+        struct admission a;
+        struct err why = {0};
+        if ((job->state != JOB_RUNNING && job->state != JOB_QUEUED) || strncmp(job->kind, "sandbox.", 8) != 0)
+            continue;
+        const bool done = strcmp(job->kind, "sandbox.stop") == 0 ? state == SANDBOX_STOPPED : state == SANDBOX_RUNNING;
+        admission_of(s->m, job, &a);
+        err_set(&why, ERR_UNAVAILABLE, "lost", "the server was restarted while this ran");
+        job_settle(s->m, job, &a, done ? JOB_SUCCEEDED : JOB_FAILED, done ? "succeeded" : "lost", done ? NULL : &why,
+                   done ? (strcmp(job->kind, "sandbox.create") == 0 ? 201 : 200) : 503);
+    }
+}
+
+// The first operation of a sandbox of an earlier server: what clients ask for meanwhile stands behind it.
+static void adopt_run(struct sandbox *s, struct op *op)
+{
+    struct manager *m = s->m;
     struct err err = {0};
-    struct unfinished u = {.sandbox_id = w->s->id};
-    if (job_each_unfinished_all_tenants(m->store, keep_job, &u, &err) != 0 || load_commands(w->s, &err) != 0)
-        log_error("sandbox %s: its journal could not be read: %s", w->s->id, err.internal);
-    else
-        reconcile_one(w->s, &u);
+    struct unfinished u = {.sandbox_id = s->id};
+    (void)op;
+    if (job_each_unfinished_all_tenants(m->store, keep_job, &u, &err) != 0 || load_commands(s, &err) != 0) {
+        log_error("sandbox %s: its journal could not be read: %s", s->id, err.internal);
+    } else {
+        reconcile_one(s, &u);
+        settle_rest(s, &u);
+    }
     unfinished_free(&u);
+    pthread_mutex_lock(&s->lock);
+    s->adopting = false;
+    pthread_mutex_unlock(&s->lock);
     pthread_mutex_lock(&m->lock);
     m->adopting--;
     pthread_mutex_unlock(&m->lock);
     hub_notify(m->hub, "ready");
-    sandbox_unref(w->s);
-    free(w);
-    atomic_fetch_sub(&m->active, 1);
 }
 
 // ---- all of them --------------------------------------------------------------------------------------------------
@@ -379,24 +427,22 @@ static bool take_sandbox(void *arg, const struct sandbox_row *row)
     if (sandbox_row_copy(&copy, row) != 0)
         return false;
     struct sandbox *s = sandbox_new(m, &copy, true, &err);
-    struct adopt *w = s ? calloc(1, sizeof *w) : NULL;
-    if (!w) {
+    struct admission a;
+    system_admission(&a, row->tenant, "sandbox.adopt", row->id);
+    struct op *op = s ? op_new("adopt", adopt_run, &a, 200, NULL) : NULL;
+    if (!op) {
         log_error("sandbox %s: not taken over: %s %s", row->id, err.detail, err.internal);
         sandbox_row_free(&copy);
         sandbox_unref(s);
         return true;
     }
-    *w = (struct adopt){m, s};
-    registry_add(m, s);
+    s->adopting = true;
     pthread_mutex_lock(&m->lock);
     m->adopting++;
     pthread_mutex_unlock(&m->lock);
-    atomic_fetch_add(&m->active, 1);
-    if (work_submit(m->ops, adopt_work, w) != 0) {
-        atomic_fetch_sub(&m->active, 1);
-        sandbox_unref(s);
-        free(w);
-    }
+    registry_add(m, s);
+    op_enqueue(s, op);
+    sandbox_unref(s);
     return true;
 }
 
@@ -419,7 +465,7 @@ static void sweep_orphans(struct manager *m)
     for (const struct dirent *e; (e = readdir(d));) {
         struct err err = {0};
         uint64_t bytes = 0;
-        if (e->d_name[0] == '.' || live(m, e->d_name))
+        if (e->d_name[0] == '.' || strcmp(e->d_name, "probe") == 0 || live(m, e->d_name)) // the probe tidies up itself
             continue;
         if (id_valid(ID_SANDBOX, e->d_name) && vm_end_stray(NULL, e->d_name, m->o.cgroup_parent, &err) != 0)
             log_error("orphan %s: %s %s", e->d_name, err.detail, err.internal);
@@ -466,13 +512,10 @@ static void end_orphan_jobs(struct manager *m)
     unfinished_free(&u);
 }
 
+// After the registry is filled: what belongs to nobody, and the end of all adoptions.
 static void reconcile_work(void *arg)
 {
     struct manager *m = arg;
-    struct err err = {0};
-    if (receipt_each_pending_all_tenants(m->store, keep_pending, m, &err) != 0 ||
-        sandbox_each_live_all_tenants(m->store, take_sandbox, m, &err) != 0)
-        log_error("reconcile: the database could not be read: %s %s", err.detail, err.internal);
     sweep_orphans(m);
     pthread_mutex_lock(&m->lock);
     m->reconciled = true;
@@ -491,6 +534,10 @@ static void reconcile_work(void *arg)
 
 int reconcile_start(struct manager *m, struct err *err)
 {
+    // Before the first request: every sandbox is known, and what is asked of it waits for its adoption.
+    if (receipt_each_pending_all_tenants(m->store, keep_pending, m, err) != 0 ||
+        sandbox_each_live_all_tenants(m->store, take_sandbox, m, err) != 0)
+        return -1;
     atomic_fetch_add(&m->active, 1);
     if (work_submit(m->ops, reconcile_work, m) == 0)
         return 0;

@@ -262,6 +262,8 @@ int sandbox_require_running(struct sandbox *s, struct err *err)
                 sandbox_state_name(row->state));
         return err_remedy(err, "%s", row->state == SANDBOX_STOPPED ? "start it first" : "wait until it is running");
     }
+    if (!s->session && s->adopting)
+        return err_set(err, ERR_UNAVAILABLE, "adopting", "the sandbox is being taken over after a restart of the server");
     if (!s->vm || !s->session) {
         err_set(err, ERR_TRANSPORT_FAILED, "agent_unreachable", "the sandbox's agent does not answer");
         return err_remedy(err, "try again; stop or delete the sandbox if it stays so");

@@ -2,12 +2,16 @@
 #include "store/db.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <sqlite3.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include "base/clock.h"
+#include "base/fd.h"
 
 // Kept statements per connection, found by the literal's address; a full table prepares anew each time.
 #define STMT_SLOTS 128
@@ -15,6 +19,7 @@
 // Memory (docs/limits.md): the writer's cache is bounded at 1 MiB, a reader's at 128 KiB, all of SQLite softly at 8 MiB.
 #define SOFT_HEAP_BYTES (8ll << 20)
 #define PATH_BYTES 1200
+#define WAL_BYTES (4224l << 10) // 1,000 pages with their headers (writer.c, WAL_FRAMES_IDLE), and some
 
 struct stmt {
     sqlite3_stmt *s;
@@ -99,6 +104,25 @@ static int uri_of(const char *path, enum db_mode mode, char *out, size_t cap)
     return 0;
 }
 
+// A log that grows makes each commit write the file's size as well: it is laid out once, as long as it is when it is moved
+// into the database. Zeros behind what is in it are no frames to SQLite (their salt and checksum are not its own).
+static void lay_out_log(const char *path)
+{
+    static const char zeros[65536];
+    char log[PATH_BYTES];
+    struct stat st;
+    snprintf(log, sizeof log, "%s-wal", path);
+    CLEANUP_FD int fd = open(log, O_WRONLY | O_CLOEXEC | O_NOFOLLOW);
+    if (fd < 0 || fstat(fd, &st) != 0 || st.st_size >= WAL_BYTES)
+        return;
+    for (off_t at = st.st_size; at < WAL_BYTES; at += (off_t)sizeof zeros)
+        if (pwrite(fd, zeros, sizeof zeros, at) != (ssize_t)sizeof zeros) {
+            (void)!ftruncate(fd, st.st_size);
+            return;
+        }
+    (void)fdatasync(fd);
+}
+
 static int open_handle(struct db *db, const char *path, enum db_mode mode)
 {
     char uri[PATH_BYTES];
@@ -116,6 +140,8 @@ static int open_handle(struct db *db, const char *path, enum db_mode mode)
     rc = sqlite3_exec(db->handle, PRAGMAS[mode], NULL, NULL, NULL);
     if (mode == DB_WRITER)
         sqlite3_wal_hook(db->handle, count_frames, db); // after the pragma, which takes the hook away
+    if (mode == DB_WRITER && rc == SQLITE_OK)
+        lay_out_log(path);
     return rc;
 }
 
