@@ -70,7 +70,7 @@ def test_read_only_images():
     finally:
         if s:
             s.close()
-        subprocess.run(["umount", mount], check=True)
+        harness.until(lambda: subprocess.run(["umount", mount], capture_output=True).returncode == 0, 15, "nothing holds the mount")
         os.rmdir(mount)
 
 
