@@ -293,7 +293,9 @@ static int enqueue(struct store *s, struct item *it)
 {
     const bool own = pthread_equal(pthread_self(), s->thread); // a done callback: must not wait for itself
     pthread_mutex_lock(&s->lock);
-    while (s->depth >= QUEUE_MAX && !s->closing && !own)
+    // Outcomes come under a sandbox's lock, which the writer's callbacks take too: they never wait, and are bounded by what
+    // was admitted. Whoever waits for an admission, or leaves a note, does.
+    while ((it->later || it->waiter) && s->depth >= QUEUE_MAX && !s->closing && !own)
         pthread_cond_wait(&s->room, &s->lock);
     if (s->closing) {
         pthread_mutex_unlock(&s->lock);

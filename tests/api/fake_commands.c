@@ -58,7 +58,7 @@ static int settle_tx(struct store_tx *tx, void *arg, struct err *err)
     return bad ? -1 : 0;
 }
 
-static void finish(struct manager *m, struct fake_command *c)
+static void finish(struct manager *m, struct fake_command *c, int code)
 {
     struct err err = {0};
     struct spool_state st;
@@ -66,6 +66,7 @@ static void finish(struct manager *m, struct fake_command *c)
     pthread_mutex_lock(&m->lock);
     c->row.phase = COMMAND_FINISHED;
     c->row.outcome = OUTCOME_EXITED;
+    c->row.exit_code = code;
     c->row.stdout_bytes = c->row.stdout_spooled = (int64_t)st.kept[0];
     c->row.stderr_bytes = c->row.stderr_spooled = (int64_t)st.kept[1];
     c->row.finished_at_ms = clock_wall_ms();
@@ -114,8 +115,7 @@ void fake_exit(struct manager *m, const char *id, int code)
     pthread_mutex_unlock(&m->lock);
     if (!c)
         return;
-    c->row.exit_code = code;
-    finish(m, c);
+    finish(m, c, code);
 }
 
 struct start {
