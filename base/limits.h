@@ -2,7 +2,7 @@
 #ifndef AIRLOCK_BASE_LIMITS_H
 #define AIRLOCK_BASE_LIMITS_H
 
-// Sandboxes (docs/api.md section 3).
+// Sandboxes.
 #define LIMIT_VCPUS_MAX 8
 #define LIMIT_MEMORY_MIB_MIN 128
 #define LIMIT_MEMORY_MIB_MAX 16384

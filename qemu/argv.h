@@ -1,5 +1,5 @@
-// argv.h - the command lines, pure: no I/O, no environment; golden-tested for TCG and KVM (tests/qemu/golden). What
-// differs by accelerator is in one table here. Sources: docs/qemu.md, QEMU 7.2 microvm documentation.
+// argv.h - the command lines, pure: no I/O, no environment; golden-tested for TCG and KVM (tests/qemu/data). What
+// differs by accelerator is in one table here. Sources: QEMU 7.2 microvm documentation.
 #ifndef AIRLOCK_QEMU_ARGV_H
 #define AIRLOCK_QEMU_ARGV_H
 

@@ -16,7 +16,7 @@
 // Kept statements per connection, found by the literal's address; a full table prepares anew each time.
 #define STMT_SLOTS 128
 #define BUSY_MS 5000
-// Memory (docs/limits.md): the writer's cache is bounded at 1 MiB, a reader's at 128 KiB, all of SQLite softly at 8 MiB.
+// Memory: the writer's cache is bounded at 1 MiB, a reader's at 128 KiB, all of SQLite softly at 8 MiB.
 #define SOFT_HEAP_BYTES (8ll << 20)
 #define PATH_BYTES 1200
 #define WAL_BYTES (4224l << 10) // 1,000 pages with their headers (writer.c, WAL_FRAMES_IDLE), and some
