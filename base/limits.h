@@ -40,7 +40,6 @@
 #define LIMIT_OWNER_MAX 129 // 128 characters + NUL
 #define LIMIT_DISCARD_BYTES (16u << 20)    // a refused upload is drained this far, then cut
 #define LIMIT_HEADER_SECONDS 10
-#define LIMIT_BODY_IDLE_SECONDS 30
 #define LIMIT_SSE_COMMENT_SECONDS 10
 #define LIMIT_IDEMPOTENCY_HOURS 24
 

@@ -25,7 +25,7 @@ void boot_early(void);                 // proc, sys, dev, modules
 const char *boot_root(void);           // mounts and moves the root; NULL, or what failed ("root: …", first word = stage)
 void boot_finish(void);                // loopback, limits, /work, hostname
 void boot_hostname(const char *name, size_t len);
-void boot_shutdown(void) __attribute__((noreturn)); // kill, sync, unmount, power off
+void boot_shutdown(void) __attribute__((noreturn)); // kill, sync, power off
 extern char boot_timings[256];
 
 // ---- port.c: the two virtio-serial ports ----------------------------------------------------------------------------------

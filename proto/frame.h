@@ -59,7 +59,7 @@ enum frame_type {
     FRAME_FILE_ABORT = 20,   // h c,b  empty: give up, remove the temporary file; by the port of its FILE
     FRAME_FILE_RESULT = 21,  // g c    struct msg_file_result; one with FRAME_LAST per FRAME_FILE. On b, behind the
                              //        content, for a READ whose FILE_INFO was sent
-    FRAME_SHUTDOWN = 22,     // h c    empty: sync, unmount, power off
+    FRAME_SHUTDOWN = 22,     // h c    empty: end the processes, sync, power off
     FRAME_LOG = 23,          // g c    text: what the agent has to say (logs?source=agent)
     FRAME_FATAL = 24,        // g c    text: the guest cannot be made ready (bad root, no disk); stage first word
     FRAME_FILE_INFO = 25,    // g b    struct msg_file_result: size and kind, before the first FRAME_FILE_DATA
