@@ -79,8 +79,10 @@ struct api *api_new(const struct api_options *options, struct err *err)
     a->idem = idem_new();
     a->timers = timers_new(err);
     a->pool = a->timers ? work_pool_new("api", options->workers ? options->workers : 4, POOL_QUEUE, err) : NULL;
-    if (a->metrics && a->principals && a->idem && a->pool)
+    if (a->metrics && a->principals && a->idem && a->pool) {
+        work_pool_warm(a->pool, store_warm, a->store);
         return a;
+    }
     if (err && err->kind == ERR_NONE)
         err_set(err, ERR_INTERNAL, "out_of_memory", "out of memory");
     release(a);

@@ -108,6 +108,51 @@ int work_submit(struct work_pool *p, work_fn fn, void *arg)
     return taken ? 0 : -1;
 }
 
+struct warm {
+    pthread_mutex_t lock;
+    pthread_cond_t all;
+    unsigned due, left;          // threads that have not come; that have not gone
+    struct timespec until;
+    work_fn fn;
+    void *arg;
+};
+
+// Stays until all have come, so that each is another thread.
+static void warm_one(void *arg)
+{
+    struct warm *w = arg;
+    w->fn(w->arg);
+    pthread_mutex_lock(&w->lock);
+    if (--w->due == 0)
+        pthread_cond_broadcast(&w->all);
+    while (w->due > 0 && pthread_cond_timedwait(&w->all, &w->lock, &w->until) == 0)
+        ;
+    if (--w->left == 0)
+        pthread_cond_broadcast(&w->all);
+    pthread_mutex_unlock(&w->lock);
+}
+
+void work_pool_warm(struct work_pool *p, work_fn fn, void *arg)
+{
+    struct warm w = {.lock = PTHREAD_MUTEX_INITIALIZER, .all = PTHREAD_COND_INITIALIZER, .fn = fn, .arg = arg};
+    clock_gettime(CLOCK_REALTIME, &w.until);
+    w.until.tv_sec += 2;
+    pthread_mutex_lock(&w.lock);
+    for (unsigned i = 0; i < p->threads; i++) {
+        w.due++;
+        w.left++;
+        if (work_submit(p, warm_one, &w) != 0) {
+            w.due--;
+            w.left--;
+        }
+    }
+    while (w.left > 0)
+        pthread_cond_wait(&w.all, &w.lock);
+    pthread_mutex_unlock(&w.lock);
+    pthread_cond_destroy(&w.all);
+    pthread_mutex_destroy(&w.lock);
+}
+
 size_t work_pool_queued(struct work_pool *p)
 {
     pthread_mutex_lock(&p->lock);

@@ -14,6 +14,9 @@ typedef void (*work_fn)(void *arg);
 struct work_pool *work_pool_new(const char *name, unsigned threads, size_t max_queued, struct err *err);
 // -1 when the queue is full or the pool is ending: the caller answers `unavailable`.
 int work_submit(struct work_pool *p, work_fn fn, void *arg);
+// Starts all threads and has each run fn once, before anything else is submitted: what a thread opens for good is then
+// there from the start. Waits at most two seconds for them.
+void work_pool_warm(struct work_pool *p, work_fn fn, void *arg);
 void work_pool_free(struct work_pool *p); // runs what is queued, joins; accepts NULL
 size_t work_pool_queued(struct work_pool *p);
 

@@ -36,6 +36,7 @@ static int manager_open(struct manager *m, struct err *err)
         return -1;
     if (!m->hub || !m->uids)
         return err_set(err, ERR_INTERNAL, "out_of_memory", "out of memory");
+    work_pool_warm(m->io, store_warm, m->store);
     return 0;
 }
 

@@ -231,6 +231,7 @@ static void run_next(void *arg)
     struct op *next = s->ops;
     pthread_mutex_unlock(&s->lock);
     op_discard(op);
+    store_thread_done(); // 32 threads, and few operations read
     if (had_slot)
         slot_release(m);
     if (next)

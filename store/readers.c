@@ -92,3 +92,19 @@ void readers_close(struct store *s)
     s->readers = NULL;
     pthread_mutex_unlock(&lock);
 }
+
+void store_thread_done(void)
+{
+    pthread_once(&once, make_key);
+    struct reader *mine = key_code == 0 ? pthread_getspecific(key) : NULL;
+    if (!mine)
+        return;
+    (void)pthread_setspecific(key, NULL);
+    thread_gone(mine);
+}
+
+void store_warm(void *store)
+{
+    struct err ignored = {0};
+    (void)reader_db(store, &ignored);
+}

@@ -43,6 +43,10 @@ int store_submit(struct store *s, store_tx_fn fn, store_done_fn done, void *arg)
 // stream of reads is not a stream of commits beside it.
 #define STORE_LATER_MS 20
 int store_submit_later(struct store *s, store_tx_fn fn, store_done_fn done, void *arg);
+// Opens the calling thread's read connection, which it keeps. For work_pool_warm.
+void store_warm(void *store);
+// Closes what the calling thread has opened to read. For threads that seldom do.
+void store_thread_done(void);
 // Waits until all that was queued before is committed. Not from the loop's thread.
 void store_flush(struct store *s);
 // The same, waiting. 0 once durable.
