@@ -57,12 +57,12 @@ enum frame_type {
     FRAME_FILE_DATA = 18,    // h,g b  struct msg_data + bytes; FRAME_LAST ends the content
     FRAME_FILE_CREDIT = 19,  // h,g c  struct msg_offsets.file_offset: the receiver has consumed up to there
     FRAME_FILE_ABORT = 20,   // h c,b  empty: give up, remove the temporary file; by the port of its FILE
-    FRAME_FILE_RESULT = 21,  // g c    struct msg_file_result; one with FRAME_LAST per FRAME_FILE. On b, behind the
-                             //        content, for a READ whose FILE_INFO was sent
+    FRAME_FILE_RESULT = 21,  // g c    struct msg_file_result; one with FRAME_LAST per FRAME_FILE. Not ordered
+                             //        against a READ's content, which ends by FRAME_LAST
     FRAME_SHUTDOWN = 22,     // h c    empty: end the processes, sync, power off
     FRAME_LOG = 23,          // g c    text: what the agent has to say (logs?source=agent)
     FRAME_FATAL = 24,        // g c    text: the guest cannot be made ready (bad root, no disk); stage first word
-    FRAME_FILE_INFO = 25,    // g b    struct msg_file_result: size and kind, before the first FRAME_FILE_DATA
+    FRAME_FILE_INFO = 25,    // g c    struct msg_file_result: size and kind, before the first FRAME_FILE_DATA
 };
 // The two ports are not ordered against each other: EXITED may overtake OUTPUT (its totals say what is still to come)
 // what the host sends. What must be in order shares a port (an upload's FILE, FILE_DATA and FILE_ABORT) or waits for a word

@@ -146,6 +146,7 @@ static int stage_launch(void *arg, struct err *err)
     pthread_mutex_lock(&s->lock);
     memset(&s->fatal, 0, sizeof s->fatal);
     s->session = false;
+    s->session_lost_ms = 0; // a boot has its own deadline
     s->vm_no++;
     pthread_mutex_unlock(&s->lock);
     l->vm = vm_launch(&spec, m->loop, &SANDBOX_VM_CALLBACKS, s, err);

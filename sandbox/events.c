@@ -4,6 +4,36 @@
 #include <stdio.h>
 #include <string.h>
 
+// A system operation that changes state_reason or state after something happened to the VM.
+static void enqueue_system(struct sandbox *s, const char *name, void (*run)(struct sandbox *, struct op *),
+                           const char *cause, bool flag, enum vm_gone how)
+{
+    struct admission a;
+    system_admission(&a, s->tenant, "sandbox.state", s->id);
+    struct op *op = op_new(name, run, &a, 200, NULL);
+    if (!op) {
+        log_error("sandbox %s: out of memory, %s not recorded", s->id, name);
+        return;
+    }
+    snprintf(op->cause, sizeof op->cause, "%s", cause);
+    op->flag = flag;
+    op->gone = how;
+    pthread_mutex_lock(&s->lock);
+    op->vm_no = s->vm_no;
+    pthread_mutex_unlock(&s->lock);
+    op_enqueue(s, op);
+}
+
+static void note_mute(struct sandbox *s, bool mute)
+{
+    pthread_mutex_lock(&s->lock);
+    const bool tell = mute != s->mute_noted;
+    s->mute_noted = mute;
+    pthread_mutex_unlock(&s->lock);
+    if (tell)
+        enqueue_system(s, "note", note_run, "agent_unresponsive", mute, 0);
+}
+
 static void on_ready(void *arg, const struct vm_hello *hello)
 {
     struct sandbox *s = arg;
@@ -15,6 +45,7 @@ static void on_ready(void *arg, const struct vm_hello *hello)
     log_debug("sandbox %s: agent %s, protocol %llu", s->id, hello->agent_version,
               (unsigned long long)hello->version);
     commands_on_ready(s);
+    note_mute(s, false);
     hub_notify(s->m->hub, s->id);
 }
 
@@ -86,42 +117,31 @@ static void on_fatal(void *arg, const char *text, size_t len)
     pthread_mutex_unlock(&s->lock);
 }
 
-// A system operation that changes state_reason or state after something happened to the VM.
-static void enqueue_system(struct sandbox *s, const char *name, void (*run)(struct sandbox *, struct op *),
-                           const char *cause, bool flag, enum vm_gone how)
-{
-    struct admission a;
-    system_admission(&a, s->tenant, "sandbox.state", s->id);
-    struct op *op = op_new(name, run, &a, 200, NULL);
-    if (!op) {
-        log_error("sandbox %s: out of memory, %s not recorded", s->id, name);
-        return;
-    }
-    snprintf(op->cause, sizeof op->cause, "%s", cause);
-    op->flag = flag;
-    op->gone = how;
-    pthread_mutex_lock(&s->lock);
-    op->vm_no = s->vm_no;
-    pthread_mutex_unlock(&s->lock);
-    op_enqueue(s, op);
-}
-
 static void on_session(void *arg, bool mute, bool session_lost)
 {
     struct sandbox *s = arg;
     pthread_mutex_lock(&s->lock);
-    const bool tell = mute != s->mute_noted;
-    s->mute_noted = mute;
-    if (session_lost)
+    const bool was = s->mute_noted;
+    if (session_lost) {
         s->session = false;
+        s->session_lost_ms = clock_mono_ms();
+    }
     pthread_mutex_unlock(&s->lock);
     if (session_lost) {
         struct err e = {0};
         err_set(&e, ERR_TRANSPORT_FAILED, "agent_session_lost", "the channel to the guest was interrupted");
         transfers_fail_all(s, &e);
     }
-    if (tell)
-        enqueue_system(s, "note", note_run, "agent_unresponsive", mute, 0);
+    note_mute(s, mute || (session_lost && was)); // a lost session is no sign of life
+}
+
+void sandbox_session_tick(struct sandbox *s, int64_t now_ms)
+{
+    pthread_mutex_lock(&s->lock);
+    const bool mute = s->vm && !s->session && s->session_lost_ms && now_ms - s->session_lost_ms > LIMIT_AGENT_MUTE_MS;
+    pthread_mutex_unlock(&s->lock);
+    if (mute)
+        note_mute(s, true);
 }
 
 static void on_io_error(void *arg, bool paused)

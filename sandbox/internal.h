@@ -81,6 +81,7 @@ struct sandbox {
     unsigned vm_uid;             // 0: none taken
     bool adopting;              // of an earlier server, and not yet taken over or given up
     bool session;                // the agent answers
+    int64_t session_lost_ms;     // monotonic; while there is no session: since when
     bool mute_noted, disk_full_noted;
     unsigned session_no;
     struct command *commands;
@@ -235,6 +236,8 @@ void command_lose(struct manager *m, const struct command_row *row, const struct
 // Schedules the sandbox's io job (one at a time). Under sandbox.lock or not.
 void io_schedule(struct sandbox *s);
 void io_schedule_locked(struct sandbox *s);
+// events.c, once a second: a VM whose agent has no session for long is told as mute.
+void sandbox_session_tick(struct sandbox *s, int64_t now_ms);
 void sandbox_log(struct sandbox *s, enum log_source source, const char *stream, const char *command_id, const void *text,
                  size_t len);
 void sandbox_log_gap(struct sandbox *s, enum log_source source, uint64_t bytes);

@@ -100,6 +100,7 @@ void reaper_tick(void *arg)
     for (size_t i = 0; all && i < n; i++) {
         commands_tick(all[i], mono);
         transfers_tick(all[i], mono);
+        sandbox_session_tick(all[i], mono);
         if (reconciled)
             expire(all[i], wall);
         sandbox_unref(all[i]);

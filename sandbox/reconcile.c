@@ -10,7 +10,7 @@
 #include <string.h>
 #include <unistd.h>
 
-#define ADOPT_READY_MS 20000
+#define ADOPT_READY_MS (LIMIT_AGENT_MUTE_MS + 1500) // by then it answers, or is told as mute
 
 // ---- admissions that were never settled ---------------------------------------------------------------------------------
 static bool keep_pending(void *arg, const struct admission *a)
@@ -183,6 +183,7 @@ static enum vm_adopt_verdict adopt_vm(struct sandbox *s, const json_t *runtime, 
         return v;
     pthread_mutex_lock(&s->lock);
     s->vm = vm; // before its session can be up: commands are attached through it
+    s->session_lost_ms = clock_mono_ms();
     pthread_mutex_unlock(&s->lock);
     if (vm_connect(vm, err) == 0)
         return VM_ADOPTED;

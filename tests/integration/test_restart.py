@@ -4,6 +4,7 @@ import http.client
 import os
 import select
 import shutil
+import signal
 import subprocess
 import threading
 import time
@@ -86,6 +87,24 @@ def test_stream_resumes(s):
     got += b"".join(harness.chunk(e) for e in stream.all() if e[0] == "stdout")
     stream.close()
     assert got == b"".join(b"%d\n" % n for n in range(40)), got[-100:]
+    s.delete(f"{BOX}/{box}", expect=200)
+
+
+@harness.deadline(150)
+def test_mute_after_restart(s):
+    """A guest that is frozen when a new server comes is told as agent_unresponsive, and is itself again when it thaws"""
+    box = s.create()["id"]
+    pid = harness.qemu_pid(box)
+    s.kill()
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        s.start()
+        harness.until(lambda: s.get(f"{BOX}/{box}").json["state_reason"] == "agent_unresponsive", 40, "agent_unresponsive")
+        assert s.get(f"{BOX}/{box}").json["state"] == "running"
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    harness.until(lambda: s.get(f"{BOX}/{box}").json["state_reason"] is None, 30, "it answers again")
+    assert s.run(box, ["true"])["exit_code"] == 0
     s.delete(f"{BOX}/{box}", expect=200)
 
 
