@@ -49,7 +49,7 @@ static void docs(struct api_call *c)
 }
 
 // ---- capabilities -----------------------------------------------------------------------------------------------------
-static json_t *limits(void)
+static json_t *limits(const json_t *facts)
 {
     static const struct {
         const char *name;
@@ -87,6 +87,7 @@ static json_t *limits(void)
     json_t *j = json_object();
     for (size_t i = 0; i < sizeof LIMITS / sizeof *LIMITS; i++)
         json_put_int(j, LIMITS[i].name, LIMITS[i].value);
+    json_put_int(j, "sandboxes_max", json_get_int(facts, "sandboxes_max", LIMIT_TENANT_SANDBOXES)); // as configured
     return j;
 }
 
@@ -178,7 +179,7 @@ static void capabilities(struct api_call *c)
     json_put(j, "qemu_version", taken(facts, "qemu_version"));
     json_put(j, "jail", jail);
     json_put(j, "images", image_facts(facts));
-    json_put(j, "limits", limits());
+    json_put(j, "limits", limits(facts));
     json_put(j, "features", words(FEATURES));
     json_put(j, "redaction", redaction);
     reply_json(c, 200, j);

@@ -78,7 +78,9 @@ char *problem_of(struct manager *m, const struct err *err, const struct admissio
 char *change_set_failure(struct manager *m, struct change *c, const struct admission *a, const struct err *err)
 {
     char *problem = problem_of(m, err, a, &c->status);
-    c->outcome = err->kind == ERR_CONFLICT && strcmp(err->code, "deleted") == 0 ? "cancelled" : "failed";
+    const bool called_off = err->kind == ERR_CONFLICT &&
+                            (strcmp(err->code, "deleted") == 0 || strcmp(err->code, "cancelled") == 0);
+    c->outcome = called_off ? "cancelled" : "failed";
     c->problem_json = problem;
     c->forget_idem = c->status == 401 || c->status == 429 || c->status >= 500;
     return problem;

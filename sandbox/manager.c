@@ -282,6 +282,7 @@ json_t *manager_facts(struct manager *m)
     struct err err = {0};
     json_t *f = json_object(), *images = json_array(), *jail = json_object();
     json_put(f, "accel", accel_facts(m));
+    json_put_int(f, "sandboxes_max", m->o.max_live_per_tenant);
     json_put_str(f, "qemu_version", *m->host.qemu_version ? m->host.qemu_version : NULL);
     json_put_str(f, "qemu_digest", *m->host.qemu_sha256 ? m->host.qemu_sha256 : NULL);
     struct image_runtime r;
