@@ -63,6 +63,11 @@ enum frame_type {
     FRAME_LOG = 23,          // g c    text: what the agent has to say (logs?source=agent)
     FRAME_FATAL = 24,        // g c    text: the guest cannot be made ready (bad root, no disk); stage first word
     FRAME_FILE_INFO = 25,    // g c    struct msg_file_result: size and kind, before the first FRAME_FILE_DATA
+    FRAME_FREEZE = 26,       // h c,b  empty: the host sends nothing more on this port until it has seen FROZEN
+    FRAME_FROZEN = 27,       // g c    struct msg_frozen, once per FREEZE, id echoed: all that came before it on the
+                             //        port it names has been taken
+    FRAME_REFRESH = 28,      // h c    struct msg_refresh: become somebody else, or only set the clock
+    FRAME_REFRESHED = 29,    // g c    struct msg_refreshed, id echoed: what was done, read back
 };
 // The two ports are not ordered against each other: EXITED may overtake OUTPUT (its totals say what is still to come)
 // what the host sends. What must be in order shares a port (an upload's FILE, FILE_DATA and FILE_ABORT) or waits for a word

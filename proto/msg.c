@@ -270,6 +270,27 @@ static const struct field FILE_RESULT[] = {
 };
 MESSAGE(msg_file_result, FILE_RESULT)
 
+static const struct field FROZEN[] = {
+    F(1, U64, true, msg_frozen, port),             F(2, U64, false, msg_frozen, disk_bytes),
+    F(3, U64, false, msg_frozen, disk_free_bytes), F(4, U64, false, msg_frozen, n_commands),
+};
+MESSAGE(msg_frozen, FROZEN)
+
+static const struct field REFRESH[] = {
+    F(1, FIXED16, true, msg_refresh, generation), F(2, SLICE, false, msg_refresh, seed),
+    F(3, U64, false, msg_refresh, wall_ms),       F(4, SLICE, false, msg_refresh, hostname),
+    F(5, SLICE, false, msg_refresh, machine_id),  F(6, SLICE, false, msg_refresh, boot_id),
+};
+MESSAGE(msg_refresh, REFRESH)
+
+static const struct field REFRESHED[] = {
+    F(1, FIXED16, true, msg_refreshed, generation), F(2, U64, true, msg_refreshed, done),
+    F(3, U64, false, msg_refreshed, wall_ms),       F(4, SLICE, false, msg_refreshed, hostname),
+    F(5, SLICE, false, msg_refreshed, machine_id),  F(6, SLICE, false, msg_refreshed, boot_id),
+    F(7, SLICE, false, msg_refreshed, random),      F(8, SLICE, false, msg_refreshed, fault),
+};
+MESSAGE(msg_refreshed, REFRESHED)
+
 // ---- data -------------------------------------------------------------------------------------------------------
 void msg_data_header(uint8_t out[MSG_DATA_HEADER], uint64_t stream, uint64_t offset)
 {
@@ -294,6 +315,10 @@ const char *msg_feature_name(uint64_t bit)
         return "files";
     case MSG_FEATURE_STDIN:
         return "stdin";
+    case MSG_FEATURE_FREEZE:
+        return "freeze";
+    case MSG_FEATURE_REFRESH:
+        return "refresh";
     case MSG_FEATURE_SHUTDOWN:
         return "shutdown";
     default:

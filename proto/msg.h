@@ -25,6 +25,8 @@ struct slice {
 #define MSG_FEATURE_FILES (1ull << 1)
 #define MSG_FEATURE_STDIN (1ull << 2)
 #define MSG_FEATURE_SHUTDOWN (1ull << 3)
+#define MSG_FEATURE_FREEZE (1ull << 4)
+#define MSG_FEATURE_REFRESH (1ull << 5)
 const char *msg_feature_name(uint64_t bit); // "commands"; NULL for a bit we do not know
 
 enum msg_port { MSG_PORT_CONTROL = 1, MSG_PORT_BULK = 2 };
@@ -160,6 +162,38 @@ struct msg_file_result {
     size_t n_entries;
 };
 
+struct msg_frozen {
+    uint64_t port;              // enum msg_port: of the FREEZE that this answers
+    uint64_t disk_bytes, disk_free_bytes; // of the writable filesystem, as root sees it
+    uint64_t n_commands;        // still running
+};
+
+enum msg_refresh_part {         // bits
+    MSG_REFRESH_ENTROPY = 1, MSG_REFRESH_CLOCK = 2, MSG_REFRESH_HOSTNAME = 4, MSG_REFRESH_MACHINE_ID = 8,
+    MSG_REFRESH_BOOT_ID = 16,
+};
+#define MSG_REFRESH_ALL 31u
+#define MSG_SEED_BYTES 32       // at least; all of it counts as entropy
+// What is empty or 0 stays as it is.
+struct msg_refresh {
+    uint8_t generation[16];     // echoed: the answer belongs to this request and no earlier one
+    struct slice seed;          // MSG_SEED_BYTES or more
+    int64_t wall_ms;
+    struct slice hostname;      // at most 63
+    struct slice machine_id;    // 32 lower-case hex digits
+    struct slice boot_id;       // 36 characters
+};
+
+// What is in force afterwards, read back from where a program would read it.
+struct msg_refreshed {
+    uint8_t generation[16];
+    uint64_t done;              // enum msg_refresh_part: asked for and in force
+    int64_t wall_ms;            // the guest's clock when the answer was made
+    struct slice hostname, machine_id, boot_id;
+    struct slice random;        // 16 bytes of the guest's urandom after the reseed
+    struct slice fault;         // empty, or what failed
+};
+
 // Encoders append the payload to out (bounded by its max) and return 0, or -1 when it does not fit. Decoders
 // return 0, or -1 and leave *ret_m unspecified.
 int msg_hello_encode(struct buf *out, const struct msg_hello *m);
@@ -178,6 +212,12 @@ int msg_file_encode(struct buf *out, const struct msg_file *m);
 int msg_file_decode(const uint8_t *data, size_t len, struct msg_file *ret_m);
 int msg_file_result_encode(struct buf *out, const struct msg_file_result *m);
 int msg_file_result_decode(const uint8_t *data, size_t len, struct msg_file_result *ret_m);
+int msg_frozen_encode(struct buf *out, const struct msg_frozen *m);
+int msg_frozen_decode(const uint8_t *data, size_t len, struct msg_frozen *ret_m);
+int msg_refresh_encode(struct buf *out, const struct msg_refresh *m);
+int msg_refresh_decode(const uint8_t *data, size_t len, struct msg_refresh *ret_m);
+int msg_refreshed_encode(struct buf *out, const struct msg_refreshed *m);
+int msg_refreshed_decode(const uint8_t *data, size_t len, struct msg_refreshed *ret_m);
 
 void msg_data_header(uint8_t out[MSG_DATA_HEADER], uint64_t stream, uint64_t offset);
 int msg_data_decode(const uint8_t *data, size_t len, struct msg_data *ret_m);

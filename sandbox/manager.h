@@ -36,6 +36,12 @@ struct manager_options {
     unsigned max_live_per_tenant;      // quota
     unsigned max_launches;             // booting at once; further ones queue
     int64_t retention_ms;              // of destroyed sandboxes
+    unsigned max_snapshots_per_tenant; // quota
+    bool templates;                    // fork creates from templates; off: every create boots
+    int template_memory_mib, template_disk_mib; // of templates nobody uses, kept for the next create
+    unsigned pool, pool_parked;        // per template: restored ahead, processes parked before the restore
+    int pool_memory_mib;               // all pooled VMs together, worst case
+    int memory_budget_mib;             // all VMs together, worst case; 0: 90 % of the host's memory
     int boot_timeout_ms;
     // Renders the problem document of an error (for jobs, receipts, replays) and its status; set by api/. New text.
     char *(*render_problem)(const struct err *err, const struct admission *a, int *ret_status);
@@ -73,11 +79,12 @@ int manager_list(struct manager *m, const struct sandbox_filter *filter,
                  bool (*fn)(void *arg, const struct sandbox_info *i), void *arg, struct err *err);
 
 struct sandbox_request {       // validated by api against the specification; defaults filled in
-    const char *image, *name;  // name NULL: none
+    const char *image, *snapshot_id; // exactly one is not NULL; resources and env come with a snapshot (0, NULL here)
+    const char *name;          // NULL: none
     const json_t *labels, *env; // objects or NULL
     int vcpus, memory_mib, disk_mib;
     int64_t ttl_seconds;
-    const char *on_expiry;     // "destroy", "stop"
+    const char *on_expiry;     // "destroy", "stop", "cold"
     bool detached;
     const char *owner;         // NULL: none
     const char *require_accel; // NULL, "kvm", "tcg"
@@ -95,7 +102,8 @@ struct op_callbacks {
 // success_status goes into receipt and replay.
 int manager_create(struct manager *m, const struct sandbox_request *r, const struct admission *a, int success_status,
                    const struct op_callbacks *cb);
-enum sandbox_verb { VERB_STOP, VERB_START, VERB_DETACH };
+// resume: from paused or cold.
+enum sandbox_verb { VERB_STOP, VERB_START, VERB_DETACH, VERB_PAUSE, VERB_RESUME, VERB_COLD };
 int manager_verb(struct manager *m, const char *id, enum sandbox_verb verb, const char *owner_or_null,
                  const struct admission *a, int success_status, const struct op_callbacks *cb);
 // info->row.deletion_json holds the report.
@@ -110,6 +118,54 @@ struct sandbox_patch {
 };
 int manager_patch(struct manager *m, const char *id, const struct sandbox_patch *p, const struct admission *a,
                   int success_status, const struct op_callbacks *cb);
+
+// ---- snapshots and forks ----------------------------------------------------------------------------------------
+// All or none: count sandboxes that continue from the source's present moment. The source is a running or paused
+// sandbox, or a snapshot (id tells which).
+struct fork_request {
+    unsigned count;            // 1-LIMIT_FORK_MAX
+    int64_t ttl_seconds;       // 0: the source's (of a sandbox); counts from now
+    const char *on_expiry;     // NULL: the source's
+    bool detached;
+    const char *owner;         // NULL: none
+};
+// items: borrowed for the call; err NULL: all of them are up.
+struct fork_callbacks {
+    void (*admitted)(void *arg, const char *job_id);
+    void (*done)(void *arg, const struct sandbox_info *const *items, size_t n, const struct err *err_or_null);
+    void *arg;
+};
+// Async. Errors: conflict/not_forkable, conflict/snapshot_mismatch …, rate_limited/quota_exceeded (all children
+// counted), unavailable/memory_budget, timeout, transport_failed.
+int manager_fork(struct manager *m, const char *id, const struct fork_request *r, const struct admission *a,
+                 int success_status, const struct fork_callbacks *cb);
+
+struct snapshot_request {
+    const char *name;          // NULL: none
+    int64_t expires_in_seconds; // 0 with keep
+    bool keep;
+    bool stop;                 // the source is stopped instead of going on
+};
+// row: borrowed for the call.
+struct snapshot_callbacks {
+    void (*admitted)(void *arg, const char *job_id);
+    void (*done)(void *arg, const struct snapshot_row *row_or_null, const struct err *err_or_null);
+    void *arg;
+};
+// Async. a->sandbox_id is the source; the snapshot's id goes into receipt and replay (ref). Errors:
+// conflict/not_running, conflict/guest_disk_full, timeout/agent_freeze, unavailable/disk_full, rate_limited.
+int manager_snapshot(struct manager *m, const char *sandbox_id, const struct snapshot_request *r,
+                     const struct admission *a, int success_status, const struct snapshot_callbacks *cb);
+// Async. row->deletion_json holds the report; a second delete gives the same one. Errors: conflict/has_children,
+// cleanup_failed.
+int manager_snapshot_delete(struct manager *m, const char *id, const struct admission *a, int success_status,
+                            const struct snapshot_callbacks *cb);
+// Blocking (reads the files): {"compatible":bool,"mismatches":[{"field","expected","found"}]}, new; NULL with err.
+json_t *manager_snapshot_compat(struct manager *m, const char *tenant, const char *id, struct err *err);
+
+// Memory of a live sandbox, read from /proc now (blocking): {"unique_bytes","shared_bytes","vmm_bytes"}: what it alone
+// adds, what it shares with its template, of the first what is QEMU's own. New; NULL where it has no VM.
+json_t *manager_memory(struct manager *m, const char *tenant, const char *id);
 
 // ---- jobs -----------------------------------------------------------------------------------------------------
 // Cancels a queued job, or asks a running one to stop at its next stage (creates only). 0, or conflict/not_cancellable.

@@ -71,6 +71,9 @@ struct sandbox_row {
     char *backend_json, *timings_json; // wire objects; NULL until known
     char *runtime_json;                // what adoption needs: pids, start times, uid, fds' names; not shown
     char *deletion_json;               // the report, once destroyed
+    char parent_sandbox_id[ID_MAX], parent_snapshot_id[ID_MAX]; // "" for none
+    char *origin_json;                 // what its memory goes back to; see sandbox/origin.h; not shown
+    char *uniqueness_json;             // what the agent proved after the restore; NULL for a boot of its own
 };
 void sandbox_row_free(struct sandbox_row *row); // heap members; accepts a zeroed row
 int sandbox_row_copy(struct sandbox_row *to, const struct sandbox_row *from);
@@ -92,6 +95,51 @@ int sandbox_list(struct store *s, const struct sandbox_filter *filter,
                  bool (*fn)(void *, const struct sandbox_row *), void *arg, struct err *err);
 int sandbox_each_live_all_tenants(struct store *s, bool (*fn)(void *, const struct sandbox_row *), void *arg,
                                   struct err *err);
+
+// ---- snapshots ------------------------------------------------------------------------------------------------
+enum snapshot_state { SNAPSHOT_READY = 1, SNAPSHOT_DELETED = 2 }; // stored: pinned. A row exists once it is ready
+struct snapshot_row {
+    char id[ID_MAX], tenant[TENANT_MAX], name[NAME_MAX_]; // name "" for none; not unique
+    char sandbox_id[ID_MAX], parent_id[ID_MAX];           // source; snapshot it was restored from, "" for none
+    enum snapshot_state state;
+    char state_reason[WORD_MAX];       // of deleted: "deleted", "expired"
+    char kind[WORD_MAX];               // "delta", "full"
+    char template_key[DIGEST_TEXT_MAX]; // "" where the memory stands alone
+    char image_ref[128], image_digest[DIGEST_TEXT_MAX];
+    int vcpus, memory_mib, disk_mib;
+    char *env_json;                    // of the sandbox, restored with it
+    char accel[WORD_MAX];
+    int64_t epoch;                     // of the manifest
+    char manifest_sha256[DIGEST_TEXT_MAX];
+    char *sizes_json, *digests_json, *qemu_json, *timings_json; // wire objects
+    int64_t bytes;                     // on disk, all files
+    int64_t paused_us;
+    int64_t expires_at_ms;             // 0: kept until it is deleted
+    int64_t generation, created_at_ms, deleted_at_ms; // deleted_at_ms 0: alive
+    char job_id[ID_MAX], audit_id[ID_MAX], receipt_id[ID_MAX];
+    char *deletion_json;
+};
+void snapshot_row_free(struct snapshot_row *row);
+int snapshot_row_copy(struct snapshot_row *to, const struct snapshot_row *from);
+// Quota of alive ones in the same transaction: rate_limited/quota_exceeded (max_alive 0: none). A parent that is not
+// alive (any more): conflict/parent_deleted.
+int snapshot_insert(struct store_tx *tx, const struct snapshot_row *row, unsigned max_alive, struct err *err);
+// Writes the row whole. Moving to deleted refuses (conflict/has_children) while an alive snapshot has it as parent_id;
+// a deleted row is never brought back (conflict/deleted).
+int snapshot_update(struct store_tx *tx, const struct snapshot_row *row, struct err *err);
+int snapshot_get(struct store *s, const char *tenant, const char *id, struct snapshot_row *ret, struct err *err);
+struct snapshot_filter {
+    struct page page;
+    const char *sandbox_id;            // NULL: any
+    bool deleted;                      // list the deleted ones instead of the alive ones
+};
+int snapshot_list(struct store *s, const struct snapshot_filter *filter,
+                  bool (*fn)(void *, const struct snapshot_row *), void *arg, struct err *err);
+// Alive ones whose time has come, oldest first, at most limit.
+int snapshot_each_expired_all_tenants(struct store *s, int64_t now_ms, unsigned limit,
+                                      bool (*fn)(void *, const struct snapshot_row *), void *arg, struct err *err);
+int snapshot_each_alive_all_tenants(struct store *s, bool (*fn)(void *, const struct snapshot_row *), void *arg,
+                                    struct err *err);
 
 // ---- jobs -----------------------------------------------------------------------------------------------------
 enum job_state { JOB_QUEUED = 1, JOB_RUNNING = 2, JOB_SUCCEEDED = 3, JOB_FAILED = 4, JOB_CANCELLED = 5 };
