@@ -10,6 +10,7 @@ struct argv_fds {
     int kernel, initrd, root, disk;     // -kernel/-initrd by /proc/self/fd/N; drives by -add-fd sets
     int disk_read;                      // the same disk, read-only: QEMU opens it so before a device may write
     int control, bulk, qmp, console;    // listening sockets
+    int ram;                            // memory file; -1: anonymous memory
 };
 
 struct argv {

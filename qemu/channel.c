@@ -14,7 +14,7 @@
 
 void channel_init(struct channel *c, struct loop *loop, size_t tx_max, const struct channel_callbacks *cb, void *arg)
 {
-    *c = (struct channel){.loop = loop, .cb = cb, .arg = arg, .fd = -1};
+    *c = (struct channel){.loop = loop, .cb = cb, .arg = arg, .fd = -1, .tx_limit = SIZE_MAX};
     pthread_mutex_init(&c->lock, NULL);
     buf_init(&c->tx, tx_max);
 }
@@ -27,27 +27,33 @@ void channel_destroy(struct channel *c)
 }
 
 // ---- writing ------------------------------------------------------------------------------------------------------
-// True when everything is written. Under the lock.
+static void drop_done(struct channel *c)
+{
+    if (c->tx_done == c->tx.len)
+        buf_clear(&c->tx);
+    else
+        buf_consume(&c->tx, c->tx_done);
+    if (c->tx_limit != SIZE_MAX)
+        c->tx_limit -= c->tx_done;
+    c->tx_done = 0;
+}
+
+// True when everything is written that may be. Under the lock.
 static bool flush_locked(struct channel *c)
 {
-    while (c->tx_done < c->tx.len) {
-        const ssize_t n = send(c->fd, c->tx.data + c->tx_done, c->tx.len - c->tx_done, MSG_NOSIGNAL | MSG_DONTWAIT);
+    const size_t end = c->tx.len < c->tx_limit ? c->tx.len : c->tx_limit;
+    while (c->tx_done < end) {
+        const ssize_t n = send(c->fd, c->tx.data + c->tx_done, end - c->tx_done, MSG_NOSIGNAL | MSG_DONTWAIT);
         if (n < 0 && errno == EINTR)
             continue;
         if (n < 0)
             break;
         c->tx_done += (size_t)n;
     }
-    if (c->tx_done == c->tx.len) {
-        buf_clear(&c->tx);
-        c->tx_done = 0;
-        return true;
-    }
-    if (c->tx_done > 256 << 10) {
-        buf_consume(&c->tx, c->tx_done);
-        c->tx_done = 0;
-    }
-    return false;
+    const bool all = c->tx_done == end;
+    if (c->tx_done == c->tx.len || c->tx_done > 256 << 10)
+        drop_done(c);
+    return all;
 }
 
 static uint32_t events_of(const struct channel *c)
@@ -66,8 +72,9 @@ static void rearm(void *arg)
         loop_watch_set(c->watch, events_of(c));
 }
 
-int channel_send(struct channel *c, uint8_t type, uint8_t flags, uint64_t id, const void *head, size_t head_len,
-                 const void *data, size_t len)
+// With `freeze` nothing that is sent later goes out before channel_thaw.
+static int send_frame(struct channel *c, uint8_t type, uint8_t flags, uint64_t id, const void *head, size_t head_len,
+                      const void *data, size_t len, bool freeze)
 {
     uint8_t h[FRAME_HEADER_BYTES];
     frame_header(h, type, flags, id, (uint32_t)(head_len + len));
@@ -83,15 +90,13 @@ int channel_send(struct channel *c, uint8_t type, uint8_t flags, uint64_t id, co
         return -2;
     }
     size_t done = 0;
-    if (c->tx.len == 0) {
+    if (c->tx.len == 0 && c->tx_limit == SIZE_MAX) {
         const struct msghdr m = {.msg_iov = iov, .msg_iovlen = 3};
         const ssize_t n = sendmsg(c->fd, &m, MSG_NOSIGNAL | MSG_DONTWAIT);
         done = n > 0 ? (size_t)n : 0;
     }
-    if (c->tx_done > 0 && c->tx.len + total > c->tx.max) {
-        buf_consume(&c->tx, c->tx_done);
-        c->tx_done = 0;
-    }
+    if (c->tx_done > 0 && c->tx.len + total > c->tx.max)
+        drop_done(c);
     for (int i = 0; i < 3; i++) {
         const size_t skip = done < iov[i].iov_len ? done : iov[i].iov_len;
         done -= skip;
@@ -99,13 +104,40 @@ int channel_send(struct channel *c, uint8_t type, uint8_t flags, uint64_t id, co
             (void)buf_add(&c->tx, (const uint8_t *)iov[i].iov_base + skip, iov[i].iov_len - skip);
     }
     c->frames_out++;
-    const bool post = c->tx.len > 0 && !c->post_pending && !c->want_write;
+    const bool post = c->tx.len > c->tx_done && c->tx_limit == SIZE_MAX && !c->post_pending && !c->want_write;
+    if (freeze)
+        c->tx_limit = c->tx.len;
     if (post)
         c->post_pending = true;
     pthread_mutex_unlock(&c->lock);
     if (post && loop_post(c->loop, rearm, c) != 0)
         return -2;
     return 0;
+}
+
+int channel_send(struct channel *c, uint8_t type, uint8_t flags, uint64_t id, const void *head, size_t head_len,
+                 const void *data, size_t len)
+{
+    return send_frame(c, type, flags, id, head, head_len, data, len, false);
+}
+
+int channel_freeze(struct channel *c, uint8_t type, uint64_t id)
+{
+    return send_frame(c, type, 0, id, NULL, 0, NULL, 0, true);
+}
+
+void channel_thaw(struct channel *c)
+{
+    pthread_mutex_lock(&c->lock);
+    c->tx_limit = SIZE_MAX;
+    const bool post = c->fd >= 0 && c->tx.len > c->tx_done && !c->post_pending;
+    c->post_pending |= post;
+    pthread_mutex_unlock(&c->lock);
+    if (post && loop_post(c->loop, rearm, c) != 0) {
+        pthread_mutex_lock(&c->lock);
+        c->post_pending = false; // the next frame tries again
+        pthread_mutex_unlock(&c->lock);
+    }
 }
 
 size_t channel_room(struct channel *c)
@@ -206,6 +238,7 @@ int channel_open(struct channel *c, int fd_stolen, const struct buf *hello)
     c->up = false;
     buf_clear(&c->tx);
     c->tx_done = 0;
+    c->tx_limit = SIZE_MAX;
     (void)buf_add(&c->tx, FRAME_MAGIC, FRAME_MAGIC_BYTES);
     (void)buf_add(&c->tx, nonce, sizeof nonce);
     (void)buf_add(&c->tx, h, sizeof h);
@@ -235,6 +268,7 @@ void channel_close(struct channel *c)
     c->up = false;
     buf_free(&c->tx);
     c->tx_done = 0;
+    c->tx_limit = SIZE_MAX;
     c->want_write = false;
     pthread_mutex_unlock(&c->lock);
 }

@@ -27,6 +27,7 @@ struct channel {
     bool up;                   // others than the hello may be sent
     struct buf tx;
     size_t tx_done;            // bytes of tx already written
+    size_t tx_limit;           // bytes of tx that may be written; SIZE_MAX: all. Less: frozen
     bool want_write, post_pending;
     bool held;                 // not read
     uint64_t frames_in, frames_out, violations;
@@ -42,6 +43,11 @@ void channel_hold(struct channel *c, bool hold); // loop thread
 // Header, then head and data. 0, -1 no session, -2 the bounded queue is full.
 int channel_send(struct channel *c, uint8_t type, uint8_t flags, uint64_t id, const void *head, size_t head_len,
                  const void *data, size_t len);
+
+// Sends one last frame; what is sent after it waits, within the queue's bound, until thaw. 0, or as channel_send. Any
+// thread.
+int channel_freeze(struct channel *c, uint8_t type, uint64_t id);
+void channel_thaw(struct channel *c);
 
 // Bytes that channel_send still takes. Grows behind the caller's back only, where senders exclude each other.
 size_t channel_room(struct channel *c);

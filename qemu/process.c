@@ -22,7 +22,7 @@
 #include "base/json.h"
 
 // Numbers inside the jail. Everything above is closed before exec.
-enum { FD_KERNEL = 10, FD_INITRD, FD_ROOT, FD_DISK, FD_CONTROL, FD_BULK, FD_QMP, FD_CONSOLE, FD_DISK_READ, FD_INFO,
+enum { FD_KERNEL = 10, FD_INITRD, FD_ROOT, FD_DISK, FD_CONTROL, FD_BULK, FD_QMP, FD_CONSOLE, FD_DISK_READ, FD_RAM, FD_INFO,
        FD_END };
 #define FD_ABOVE 64
 #define INFO_TIMEOUT_MS 10000
@@ -244,7 +244,8 @@ int process_start(const struct vm_spec *spec, const struct process_fds *fds, str
     const struct argv_fds inside = {.kernel = FD_KERNEL, .initrd = FD_INITRD, .root = fds->root >= 0 ? FD_ROOT : -1,
                                     .disk = fds->disk >= 0 ? FD_DISK : -1, .control = FD_CONTROL, .bulk = FD_BULK,
                                     .qmp = FD_QMP, .console = FD_CONSOLE,
-                                    .disk_read = fds->disk >= 0 ? FD_DISK_READ : -1};
+                                    .disk_read = fds->disk >= 0 ? FD_DISK_READ : -1,
+                                    .ram = fds->ram >= 0 ? FD_RAM : -1};
     struct argv jail = {0}, qemu = {0};
     *ret = (struct process){.outer = -1, .pid = -1, .outer_pidfd = -1, .pidfd = -1, .stderr_fd = -1, .uid = spec->jail_uid};
     CLEANUP_FD int null_fd = open("/dev/null", O_RDWR | O_CLOEXEC);
@@ -263,7 +264,7 @@ int process_start(const struct vm_spec *spec, const struct process_fds *fds, str
         for (int i = 0; i < FD_END; i++)
             c.wanted[i] = -1;
         const int wanted[] = {fds->kernel, fds->initrd, fds->root, fds->disk, fds->control, fds->bulk, fds->qmp, fds->console,
-                              fds->disk_read};
+                              fds->disk_read, fds->ram};
         memcpy(c.wanted + FD_KERNEL, wanted, sizeof wanted);
         failed = start_in_jail(spec, &c, ret, err);
     }

@@ -19,7 +19,7 @@ struct process {
 
 // Listening sockets and files for QEMU; -1 where there is none.
 struct process_fds {
-    int kernel, initrd, root, disk, control, bulk, qmp, console, disk_read;
+    int kernel, initrd, root, disk, control, bulk, qmp, console, disk_read, ram;
 };
 
 int process_start(const struct vm_spec *spec, const struct process_fds *fds, struct process *ret, struct err *err);

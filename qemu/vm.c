@@ -177,13 +177,15 @@ static int start(struct vm *vm, const struct vm_spec *spec, struct err *err)
         return err_sys(err, errno, "opening a disk");
     if (control < 0 || bulk < 0 || qmp < 0 || console < 0)
         return err_sys(err, errno, "making a VM's sockets");
-    if (!readable(spec->kernel_fd, spec->jail_uid) && (kernel_copy = sealed_copy(spec->kernel_fd, err)) < 0)
+    const bool boots = !spec->incoming;
+    if (boots && !readable(spec->kernel_fd, spec->jail_uid) && (kernel_copy = sealed_copy(spec->kernel_fd, err)) < 0)
         return -1;
-    if (!readable(spec->initrd_fd, spec->jail_uid) && (initrd_copy = sealed_copy(spec->initrd_fd, err)) < 0)
+    if (boots && !readable(spec->initrd_fd, spec->jail_uid) && (initrd_copy = sealed_copy(spec->initrd_fd, err)) < 0)
         return -1;
-    const struct process_fds fds = {kernel_copy >= 0 ? kernel_copy : spec->kernel_fd,
-                                    initrd_copy >= 0 ? initrd_copy : spec->initrd_fd,
-                                    spec->root_fd, spec->disk_fd, control, bulk, qmp, console, disk_read};
+    const struct process_fds fds = {!boots ? -1 : kernel_copy >= 0 ? kernel_copy : spec->kernel_fd,
+                                    !boots ? -1 : initrd_copy >= 0 ? initrd_copy : spec->initrd_fd,
+                                    spec->root_fd, spec->disk_fd, control, bulk, qmp, console, disk_read,
+                                    spec->ram_fd > 0 ? spec->ram_fd : -1};
     // Connected before QEMU runs: it accepts when it is there, and no message waits for a poll of ours.
     struct attach *a = calloc(1, sizeof *a);
     if (!a)
@@ -208,6 +210,8 @@ struct vm *vm_launch(const struct vm_spec *spec, struct loop *loop, const struct
     if (!vm)
         return NULL;
     vm->accel = spec->accel;
+    vm->ram_is_file = spec->ram_fd > 0;
+    vm->paused = spec->incoming;
     if (start(vm, spec, err) == 0)
         return vm;
     vm_destroy(vm);
@@ -227,16 +231,24 @@ json_t *vm_runtime(const struct vm *vm)
 {
     char boot_id[48];
     host_boot_id(boot_id);
-    return json_pack("{s:i, s:I, s:i, s:I, s:s, s:s, s:i}", "outer", (int)vm->process.outer, "outer_start",
+    return json_pack("{s:i, s:I, s:i, s:I, s:s, s:s, s:i, s:s, s:b}", "outer", (int)vm->process.outer, "outer_start",
                      (json_int_t)vm->process.outer_start, "pid", (int)vm->process.pid, "start",
                      (json_int_t)vm->process.start, "accel", vm_accel_name(vm->accel), "boot_id", boot_id, "uid",
-                     (int)vm->process.uid);
+                     (int)vm->process.uid, "name", vm->id, "ram_file", (int)vm->ram_is_file);
+}
+
+// A VM that was made ahead has the name of the pool's entry.
+static const char *name_of(const json_t *runtime, const char *id)
+{
+    const char *name = json_get_str(runtime, "name");
+    return name && *name ? name : id;
 }
 
 static int open_by_runtime(const json_t *runtime, const char *id, struct process *ret)
 {
     return process_open((pid_t)json_get_int(runtime, "outer", -1), (uint64_t)json_get_int(runtime, "outer_start", 0),
-                        (pid_t)json_get_int(runtime, "pid", -1), (uint64_t)json_get_int(runtime, "start", 0), id, ret);
+                        (pid_t)json_get_int(runtime, "pid", -1), (uint64_t)json_get_int(runtime, "start", 0),
+                        name_of(runtime, id), ret);
 }
 
 enum vm_adopt_verdict vm_adopt(const json_t *runtime, const char *id, int run_dirfd, struct loop *loop,
@@ -247,10 +259,11 @@ enum vm_adopt_verdict vm_adopt(const json_t *runtime, const char *id, int run_di
     const char *theirs = json_get_str(runtime, "boot_id"), *accel = json_get_str(runtime, "accel");
     if (!theirs || strcmp(theirs, boot_id) != 0)
         return VM_ADOPT_HOST_REBOOTED;
-    struct vm *vm = vm_new(id, run_dirfd, loop, cb, arg, err);
+    struct vm *vm = vm_new(name_of(runtime, id), run_dirfd, loop, cb, arg, err);
     if (!vm)
         return VM_ADOPT_FAILED;
     vm->adopted = true;
+    vm->ram_is_file = json_is_true(json_object_get(runtime, "ram_file"));
     vm->accel = accel && strcmp(accel, "kvm") == 0 ? VM_ACCEL_KVM : VM_ACCEL_TCG;
     if (open_by_runtime(runtime, id, &vm->process) != 0) {
         vm_destroy(vm);
@@ -262,8 +275,9 @@ enum vm_adopt_verdict vm_adopt(const json_t *runtime, const char *id, int run_di
     return VM_ADOPTED;
 }
 
-int vm_connect(struct vm *vm, struct err *err)
+int vm_connect(struct vm *vm, bool paused, struct err *err)
 {
+    vm->paused = paused;
     return begin(vm, err);
 }
 
@@ -275,7 +289,9 @@ int vm_end_stray(const json_t *runtime, const char *id, const char *cgroup_paren
         (void)process_end(&p, END_TIMEOUT_MS);
         process_close(&p);
     }
-    const int left = process_end_named(id, END_TIMEOUT_MS);
+    int left = process_end_named(id, END_TIMEOUT_MS);
+    if (strcmp(name_of(runtime, id), id) != 0)
+        left += process_end_named(name_of(runtime, id), END_TIMEOUT_MS);
     if (left == 0)
         return 0;
     return err_set(err, ERR_CLEANUP_FAILED, "process_left", "%d processes of the sandbox could not be ended", left);

@@ -32,7 +32,10 @@ struct vm_spec {
     const char *qemu_path;     // NULL: qemu-system-x86_64 from PATH
     int vcpus, memory_mib;
     unsigned tsc_khz;          // of host.h
-    int kernel_fd, initrd_fd, root_fd, disk_fd; // regular files, read-only but the last
+    int kernel_fd, initrd_fd, root_fd, disk_fd; // regular files, read-only but the last; no kernel with `incoming`
+    int ram_fd;                // memory file of ram.h; 0 or -1: anonymous memory
+    bool ram_shared;           // written through: the boot that becomes a template. Else a private copy
+    bool incoming;             // waits for vm_restore instead of booting
     int run_dirfd;             // <state>/run/<id>: sockets, pid file, capped stderr; 0700, not visible in the jail
     uid_t jail_uid;            // host uid to drop to before bubblewrap; 0: stay (server is not root)
     const char *cgroup_parent; // delegated cgroup v2 directory, or NULL
@@ -77,6 +80,56 @@ struct vm_callbacks {
 struct vm *vm_launch(const struct vm_spec *spec, struct loop *loop, const struct vm_callbacks *cb, void *arg,
                      struct err *err);
 
+// ---- continuing from a saved state ----------------------------------------------------------------------------------
+// Loads device state into a VM that was launched with `incoming`; the guest does not run yet. state_fd is read from its
+// offset. Errors: conflict/snapshot_mismatch (QEMU refuses the state), timeout, transport_failed.
+int vm_restore(struct vm *vm, int state_fd, int timeout_ms, struct err *err);
+// Stops and continues the virtual CPUs. A paused VM is sent no pings. vm_resume also lets a restored one run.
+int vm_pause(struct vm *vm, struct err *err);
+int vm_resume(struct vm *vm, struct err *err);
+bool vm_is_paused(struct vm *vm);
+
+// Holds back what is sent (it queues, within its bounds) after a last frame, and waits until the agent has taken all that
+// was sent before. vm_thaw lets it go on; it is due after a failure too. Errors: timeout/agent_freeze,
+// transport_failed, unsupported_capability/agent_freeze (an older agent).
+struct vm_frozen {
+    uint64_t disk_bytes, disk_free_bytes;
+    unsigned n_commands;
+};
+int vm_freeze(struct vm *vm, int timeout_ms, struct vm_frozen *ret, struct err *err);
+void vm_thaw(struct vm *vm);
+
+// Makes the guest somebody else, or sets its clock; waits for what the agent read back. NULL members stay as they are.
+struct vm_identity {
+    const uint8_t *seed;       // MSG_SEED_BYTES
+    bool clock;
+    const char *hostname, *machine_id, *boot_id;
+};
+struct vm_refreshed {
+    uint8_t generation[16];
+    unsigned done;             // enum msg_refresh_part
+    int64_t clock_offset_ms;   // guest - host, at most half a round trip wrong
+    char hostname[64], machine_id[40], boot_id[48], fault[128];
+    uint8_t random[16];
+};
+// 0 only where everything asked for is in force and read back. Errors: timeout/agent_refresh, transport_failed,
+// transport_failed/not_unique (naming the parts).
+int vm_refresh(struct vm *vm, const struct vm_identity *id, int timeout_ms, struct vm_refreshed *ret, struct err *err);
+
+// From now on callbacks go to cb and arg. Waits for the loop: none of the old ones runs after it returns.
+void vm_rebind(struct vm *vm, const struct vm_callbacks *cb, void *arg);
+// Lowest scheduling priority, or back to normal, for all of QEMU's threads: best effort.
+void vm_background(struct vm *vm, bool on);
+
+// Device state of a stopped VM into a file (written from its start). Blocking.
+int vm_save_state(struct vm *vm, int fd, int timeout_ms, struct err *err);
+// QEMU's process and what its memory is, for ram.h.
+pid_t vm_pid(const struct vm *vm);
+pid_t vm_outer_pid(const struct vm *vm);
+bool vm_ram_is_file(const struct vm *vm);
+// The name in QEMU's command line: the id it was launched with.
+const char *vm_name(const struct vm *vm);
+
 // Facts that adoption needs, as JSON (object new): pids with start times, uid, host boot id, accel, session marker.
 // Valid after vm_launch.
 json_t *vm_runtime(const struct vm *vm);
@@ -88,9 +141,9 @@ enum vm_adopt_verdict { VM_ADOPTED = 0, VM_ADOPT_GONE = 1 /* no such process */,
 enum vm_adopt_verdict vm_adopt(const json_t *runtime, const char *id, int run_dirfd, struct loop *loop,
                                const struct vm_callbacks *cb, void *arg, struct vm **ret_vm, struct err *err);
 
-// Connects an adopted VM: query-status, resumes one that is stopped for no reason; the session comes by callbacks as
-// after launch. 0, or -1: nothing will be called back.
-int vm_connect(struct vm *vm, struct err *err);
+// Connects an adopted VM, resumes one that is stopped for no reason (not paused); the session comes by callbacks as after
+// launch. 0, or -1: nothing will be called back.
+int vm_connect(struct vm *vm, bool paused, struct err *err);
 
 // Ends what an earlier server left of a VM (QEMU, jail, cgroup), by pid + start time. For half-made launches whose
 // runtime was journaled, and for those that were not: finds processes named after id. 0, or -1 (still alive).
@@ -106,6 +159,9 @@ json_t *vm_isolation(struct vm *vm);
 
 // Blocking QMP call with a deadline. Returns the `return` value (new), or NULL. Worker threads only.
 json_t *vm_qmp(struct vm *vm, const char *command, json_t *arguments_stolen, int timeout_ms, struct err *err);
+// The same with a descriptor (borrowed; -1: none) that QEMU receives with it.
+json_t *vm_qmp_fd(struct vm *vm, const char *command, json_t *arguments_stolen, int fd, int timeout_ms,
+                  struct err *err);
 
 // Ids for commands and file operations: unique over the VM's life, also across servers; < 2^56.
 uint64_t vm_next_id(struct vm *vm);

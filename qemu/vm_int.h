@@ -31,11 +31,19 @@ struct vm {
     enum vm_accel accel;
     struct process process;
     int run_dirfd;               // own duplicate
-    bool adopted;
+    bool adopted, ram_is_file;
 
     pthread_mutex_t lock;        // what worker threads wait for
     pthread_cond_t changed;
     bool ready, gone, detached;
+    bool paused;                 // by us: no pings, and a new server leaves it so
+    unsigned frozen;             // ports that have answered the freeze under way: 1 << enum msg_port
+    uint64_t freeze_id;          // 0: none
+    bool freeze_lost;            // its session ended
+    struct vm_frozen frozen_said;
+    bool refreshed_came;
+    uint8_t refresh_generation[16];
+    struct vm_refreshed refreshed;
     struct err fatal;
     struct qmp_call *calls;
     uint64_t next_qmp_id;
@@ -68,6 +76,10 @@ struct vm {
 extern const struct channel_callbacks VM_CHANNEL_CALLBACKS;
 void session_connect(struct vm *vm);
 void session_close(struct vm *vm);
+// vm_state.c
+void state_frozen(struct vm *vm, const struct frame *f);    // loop
+void state_refreshed(struct vm *vm, const struct frame *f); // loop
+void state_session_lost(struct vm *vm);                     // loop
 // vm_qmp.c
 void qmp_connect(struct vm *vm, int fd_stolen);
 void qmp_close(struct vm *vm);

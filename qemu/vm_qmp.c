@@ -105,7 +105,7 @@ static void on_object(struct vm *vm, json_t *o, enum qmp_kind kind)
         vm->qmp_up = true;
         pthread_cond_broadcast(&vm->changed);
         pthread_mutex_unlock(&vm->lock);
-        if (vm->adopted) // stopped while nobody was there to hear why: nothing of ours wants it so
+        if (vm->adopted && !vm->paused) // stopped while nobody was there to hear why: nothing of ours wants it so
             (void)send_line(vm, "{\"execute\":\"cont\"}\n");
         break;
     case QMP_EVENT:
@@ -187,7 +187,33 @@ static void unlist(struct vm *vm, const struct qmp_call *call)
         }
 }
 
+// One line, whole or not at all, with a descriptor where there is one.
+static bool send_with_fd(int socket, const char *text, size_t len, int fd)
+{
+    union {
+        char room[CMSG_SPACE(sizeof(int))];
+        struct cmsghdr align;
+    } control = {0};
+    struct iovec iov = {(void *)text, len};
+    struct msghdr m = {.msg_iov = &iov, .msg_iovlen = 1};
+    if (fd >= 0) {
+        m.msg_control = control.room;
+        m.msg_controllen = sizeof control.room;
+        struct cmsghdr *c = CMSG_FIRSTHDR(&m);
+        c->cmsg_level = SOL_SOCKET;
+        c->cmsg_type = SCM_RIGHTS;
+        c->cmsg_len = CMSG_LEN(sizeof(int));
+        memcpy(CMSG_DATA(c), &fd, sizeof fd);
+    }
+    return sendmsg(socket, &m, MSG_NOSIGNAL | MSG_DONTWAIT) == (ssize_t)len;
+}
+
 json_t *vm_qmp(struct vm *vm, const char *command, json_t *arguments, int timeout_ms, struct err *err)
+{
+    return vm_qmp_fd(vm, command, arguments, -1, timeout_ms, err);
+}
+
+json_t *vm_qmp_fd(struct vm *vm, const char *command, json_t *arguments, int fd, int timeout_ms, struct err *err)
 {
     struct qmp_call call = {0};
     struct timespec until;
@@ -203,7 +229,7 @@ json_t *vm_qmp(struct vm *vm, const char *command, json_t *arguments, int timeou
     bool sent = false;
     if (vm->qmp_up && text) {
         text[len] = '\n';
-        sent = send(vm->qmp_fd, text, len + 1, MSG_NOSIGNAL | MSG_DONTWAIT) == (ssize_t)len + 1;
+        sent = send_with_fd(vm->qmp_fd, text, len + 1, fd);
     }
     json_decref(o);
     free(text);

@@ -85,6 +85,7 @@ void session_close(struct vm *vm)
     cancel(&vm->reconnect_timer);
     channel_close(&vm->control);
     channel_close(&vm->bulk);
+    state_session_lost(vm);
     if (was_up && vm->attached)
         vm->cb->session(vm->arg, vm->mute, true);
 }
@@ -94,12 +95,14 @@ static void ping(void *arg)
 {
     struct vm *vm = arg;
     vm->ping_timer = loop_timer_add(vm->loop, PING_MS, ping, vm);
+    if (vm_is_paused(vm)) // what is open is answered after it; the wait begins anew then
+        vm->pong_ms = clock_mono_ms();
     const bool late = vm->ping_open && clock_mono_ms() - vm->pong_ms > LIMIT_AGENT_MUTE_MS;
     if (late && !vm->mute) {
         vm->mute = true;
         vm->cb->session(vm->arg, true, false);
     }
-    if (vm->ping_open)
+    if (vm->ping_open || vm_is_paused(vm))
         return;
     vm->ping_open = true;
     vm->ping_sent_us = clock_mono_us();
@@ -265,6 +268,12 @@ static void on_frame(void *arg, struct channel *c, const struct frame *f)
     case FRAME_OUTPUT:
     case FRAME_FILE_DATA:
         on_data(vm, f);
+        break;
+    case FRAME_FROZEN:
+        state_frozen(vm, f);
+        break;
+    case FRAME_REFRESHED:
+        state_refreshed(vm, f);
         break;
     case FRAME_LOG:
         vm->cb->agent_log(vm->arg, (const char *)f->payload, f->length);

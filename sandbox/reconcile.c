@@ -185,7 +185,7 @@ static enum vm_adopt_verdict adopt_vm(struct sandbox *s, const json_t *runtime, 
     s->vm = vm; // before its session can be up: commands are attached through it
     s->session_lost_ms = clock_mono_ms();
     pthread_mutex_unlock(&s->lock);
-    if (vm_connect(vm, err) == 0)
+    if (vm_connect(vm, sandbox_present_state(s) == SANDBOX_PAUSED, err) == 0)
         return VM_ADOPTED;
     pthread_mutex_lock(&s->lock);
     s->vm = NULL;

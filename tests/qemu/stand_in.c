@@ -220,7 +220,7 @@ static int accept_one(int listen_fd)
 enum vm_adopt_verdict stand_in_try(struct stand_in *s, struct err *err)
 {
     const enum vm_adopt_verdict v = vm_adopt(s->runtime, s->id, s->dirfd, s->loop, &CALLBACKS, s, &s->vm, err);
-    return v != VM_ADOPTED || vm_connect(s->vm, err) == 0 ? v : VM_ADOPT_FAILED;
+    return v != VM_ADOPTED || vm_connect(s->vm, false, err) == 0 ? v : VM_ADOPT_FAILED;
 }
 
 void stand_in_adopt(struct stand_in *s)

@@ -17,9 +17,9 @@
 #include "qemu/argv.h"
 
 static const struct argv_fds ALL = {.kernel = 10, .initrd = 11, .root = 12, .disk = 13, .control = 14, .bulk = 15,
-                                    .qmp = 16, .console = 17, .disk_read = 18},
+                                    .qmp = 16, .console = 17, .disk_read = 18, .ram = -1},
                              NO_DISKS = {.kernel = 10, .initrd = 11, .root = -1, .disk = -1, .control = 14, .bulk = 15,
-                                         .qmp = 16, .console = 17, .disk_read = -1}; // as the probe launches
+                                         .qmp = 16, .console = 17, .disk_read = -1, .ram = -1}; // as the probe launches
 
 static struct vm_spec spec_of(enum vm_accel accel)
 {
