@@ -18,7 +18,9 @@
 #include "proto/msg.h"
 
 #define AGENT_VERSION "0.1.0"
-#define AGENT_FEATURES (MSG_FEATURE_COMMANDS | MSG_FEATURE_FILES | MSG_FEATURE_STDIN | MSG_FEATURE_SHUTDOWN)
+#define AGENT_FEATURES                                                                                                 \
+    (MSG_FEATURE_COMMANDS | MSG_FEATURE_FILES | MSG_FEATURE_STDIN | MSG_FEATURE_SHUTDOWN | MSG_FEATURE_FREEZE |        \
+     MSG_FEATURE_REFRESH)
 
 // ---- boot.c: from nothing to a root with our overlay --------------------------------------------------------------------
 void boot_early(void);                 // proc, sys, dev, modules
@@ -27,6 +29,18 @@ void boot_finish(void);                // loopback, limits, /work, hostname
 void boot_hostname(const char *name, size_t len);
 void boot_shutdown(void) __attribute__((noreturn)); // kill, sync, power off
 extern char boot_timings[256];
+
+// ---- refresh.c: what makes this guest somebody, and becoming somebody else ------------------------------------------------
+#define HOSTNAME_LEN_MAX 63
+#define MACHINE_ID_LEN 32
+#define BOOT_ID_LEN 36
+struct refreshed {
+    struct msg_refreshed m;            // its slices are of this structure
+    uint8_t random[16];
+    char hostname[HOSTNAME_LEN_MAX + 2], machine_id[MACHINE_ID_LEN + 2], boot_id[BOOT_ID_LEN + 2], fault[256];
+};
+void refresh_prepare(void);            // at boot: a fresh machine id, the kernel's boot id, both where a refresh can change them
+void refresh_do(const struct msg_refresh *m, struct refreshed *ret); // does what it can, tells what is in force then
 
 // ---- port.c: the two virtio-serial ports ----------------------------------------------------------------------------------
 struct port {
@@ -101,6 +115,7 @@ void command_attach(uint64_t id, const struct msg_offsets *o);
 void command_ack(uint64_t id, const struct msg_offsets *o);
 void command_stdin(uint64_t id, const struct msg_data *d, bool last);
 size_t command_count(void);
+size_t command_running(void);
 void command_tell_states(void);        // COMMAND_STATE for each
 void command_session_lost(void);       // sending waits for ATTACH
 void command_reaped(pid_t pid, int status);

@@ -164,12 +164,13 @@ void boot_finish(void)
     if (mkdir("/work", 0755) == 0 && user_find("sandbox", 7, &u) == 0)
         (void)!chown("/work", u.uid, u.gid);
     mkdir("/tmp", 01777);
+    refresh_prepare();
     phase("rest");
 }
 
 void boot_hostname(const char *name, size_t len)
 {
-    if (len > 0 && len <= 63)
+    if (len > 0 && len <= HOSTNAME_LEN_MAX)
         sethostname(name, len);
 }
 

@@ -72,6 +72,14 @@ size_t command_count(void)
     return n;
 }
 
+size_t command_running(void)
+{
+    size_t n = 0;
+    for (size_t i = 0; i < COMMANDS_MAX; i++)
+        n += commands[i].used && !commands[i].ended;
+    return n;
+}
+
 // ---- telling ------------------------------------------------------------------------------------------------------
 static void tell(struct command *c, int type)
 {

@@ -10,6 +10,7 @@
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/signalfd.h>
+#include <sys/statvfs.h>
 #include <sys/sysinfo.h>
 #include <sys/utsname.h>
 #include <sys/wait.h>
@@ -172,6 +173,38 @@ static void on_file(const struct frame *f)
         fileop_begin(f->id, &file);
 }
 
+// All that came before on this port has been taken: frames are handled in their order, and an upload's content goes to
+// its thread. Nothing waits here for a disk. The overlay's figures are those of the disk its upper directory is on.
+static void on_freeze(const struct port *p, uint64_t id)
+{
+    struct buf b = BUF_INIT(256);
+    struct statvfs fs;
+    struct msg_frozen m = {.port = p->which, .n_commands = command_running()};
+    fileop_settle();
+    if (statvfs("/", &fs) == 0) {
+        m.disk_bytes = (uint64_t)fs.f_blocks * fs.f_frsize;
+        m.disk_free_bytes = (uint64_t)fs.f_bavail * fs.f_frsize;
+    }
+    if (msg_frozen_encode(&b, &m) == 0)
+        port_send_buf(&control_port, FRAME_FROZEN, 0, id, &b);
+    buf_free(&b);
+}
+
+// What cannot be read is answered too, as done by nobody: the host need not wait for its deadline.
+static void on_refresh(const struct frame *f)
+{
+    struct buf b = BUF_INIT(2048);
+    struct msg_refresh m;
+    struct refreshed r = {0};
+    if (msg_refresh_decode(f->payload, f->length, &m) == 0)
+        refresh_do(&m, &r);
+    else
+        r.m.fault = text_slice("the request cannot be read");
+    if (msg_refreshed_encode(&b, &r.m) == 0)
+        port_send_buf(&control_port, FRAME_REFRESHED, 0, f->id, &b);
+    buf_free(&b);
+}
+
 static void on_control(const struct frame *f)
 {
     struct msg_signal signal;
@@ -201,6 +234,12 @@ static void on_control(const struct frame *f)
     case FRAME_FILE_ABORT:
         on_file(f);
         break;
+    case FRAME_FREEZE:
+        on_freeze(&control_port, f->id);
+        break;
+    case FRAME_REFRESH:
+        on_refresh(f);
+        break;
     case FRAME_SHUTDOWN:
         boot_shutdown();
     default:
@@ -213,6 +252,10 @@ static void on_bulk(const struct frame *f)
     struct msg_data d;
     if (f->type == FRAME_HELLO)
         hello(&bulk_port, f);
+    else if (!bulk_port.up)
+        return; // of an old session: control has begun a new one, bulk's preamble is still to come
+    else if (f->type == FRAME_FREEZE)
+        on_freeze(&bulk_port, f->id);
     else if (f->type == FRAME_FILE || f->type == FRAME_FILE_ABORT)
         on_file(f);
     else if (f->type != FRAME_STDIN && f->type != FRAME_FILE_DATA)

@@ -164,7 +164,7 @@ struct msg_file_result {
 
 struct msg_frozen {
     uint64_t port;              // enum msg_port: of the FREEZE that this answers
-    uint64_t disk_bytes, disk_free_bytes; // of the writable filesystem, as root sees it
+    uint64_t disk_bytes, disk_free_bytes; // of the writable filesystem: its size, what can still be written (df)
     uint64_t n_commands;        // still running
 };
 

@@ -1,5 +1,5 @@
 """The host's half of the agent protocol (proto/frame.h, proto/msg.h) and a bare QEMU to speak it to: no server, no
-store, no jail. For boot.py; kept simple, trusts the guest."""
+store, no jail. For test_identity.py; kept simple, trusts the guest."""
 import os
 import secrets
 import select
@@ -11,7 +11,8 @@ import time
 
 MAGIC = bytes([0xf5, 0xfa, 0xff, 0xf7, 0xfe, 0xf9, 0xfc, 0xf6, 0xfd, 0xf8, 0xfb, 0xff, 0xf6, 0xfa, 0xf7, 0xfe])
 (HELLO, HELLO_REPLY, PING, PONG, COMMAND_STATE, READY, RUN, STARTED, EXITED, ATTACH, ACK, SIGNAL, FORGET, OUTPUT, STDIN,
- STDIN_CREDIT, FILE, FILE_DATA, FILE_CREDIT, FILE_ABORT, FILE_RESULT, SHUTDOWN, LOG, FATAL, FILE_INFO) = range(1, 26)
+ STDIN_CREDIT, FILE, FILE_DATA, FILE_CREDIT, FILE_ABORT, FILE_RESULT, SHUTDOWN, LOG, FATAL, FILE_INFO, FREEZE, FROZEN,
+ REFRESH, REFRESHED) = range(1, 30)
 LAST = 1
 STAT, READ, WRITE, DELETE, MOVE, LIST, MKDIR, CHECK = range(1, 9)
 STATUS = ("OK NOT_FOUND PERMISSION OUTSIDE_ROOTS NOT_REGULAR EXISTS NOT_DIRECTORY NOT_EMPTY NO_SPACE RANGE PATH_INVALID "
@@ -166,6 +167,7 @@ class Guest:
         end = time.monotonic() + deadline
         self.session, self.commands, self.ops = secrets.token_bytes(16), {}, {}
         self.states, self.logs, self.pongs, self.fatal, self.ready, self.replies = [], [], {}, None, False, {}
+        self.frozen, self.refreshed = {}, {}
         self.control, self.bulk = Port(control, end), Port(bulk, end)
         for which, port in ((2, self.bulk), (1, self.control)) if bulk_first else ((1, self.control), (2, self.bulk)):
             hello = field(1, which) + field(2, versions[0]) + field(3, versions[1]) + field(4, self.session) + \
@@ -224,6 +226,14 @@ class Guest:
             self.ops[ident].credit = number(fields(payload), 4)
         elif kind == PONG:
             self.pongs[ident] = time.monotonic()
+        elif kind == FROZEN:
+            f = fields(payload)
+            self.frozen[ident] = dict(zip(("port", "total", "free", "running"), (number(f, t) for t in range(1, 5))))
+        elif kind == REFRESHED:
+            f = fields(payload)
+            self.refreshed[ident] = {"generation": f[1][0], "done": number(f, 2), "wall_ms": number(f, 3), "random": f[7][0],
+                                     **{n: f[t][0].decode() for n, t in
+                                        (("hostname", 4), ("machine_id", 5), ("boot_id", 6), ("fault", 8))}}
         elif kind in (STARTED, EXITED):
             c = self.commands.get(ident)
             if c:
@@ -310,6 +320,21 @@ class Guest:
         self.control.send(frame(PING, ident))
         self.wait(lambda: ident in self.pongs, timeout, "pong")
         return (self.pongs.pop(ident) - t) * 1e3
+
+    def freeze(self, port, timeout=30):
+        """(what FROZEN says, ms)"""
+        ident, t = self.new_id(), time.monotonic()
+        port.send(frame(FREEZE, ident))
+        self.wait(lambda: ident in self.frozen, timeout, "frozen")
+        return self.frozen.pop(ident), (time.monotonic() - t) * 1e3
+
+    def refresh(self, generation=None, seed=b"", wall_ms=0, hostname="", machine_id="", boot_id="", timeout=30):
+        """(what REFRESHED says, ms)"""
+        ident, t = self.new_id(), time.monotonic()
+        self.control.send(frame(REFRESH, ident, field(1, generation or secrets.token_bytes(16)) + field(2, seed) +
+                                field(3, wall_ms) + field(4, hostname) + field(5, machine_id) + field(6, boot_id)))
+        self.wait(lambda: ident in self.refreshed, timeout, "refreshed")
+        return self.refreshed.pop(ident), (time.monotonic() - t) * 1e3
 
     # ---- files
     def begin(self, op, path, to="", user="root", mode=0, mkdirs=False, recursive=False, exclusive=False, offset=0,
