@@ -125,7 +125,7 @@ static int check_stored(struct store_tx *tx, const struct snapshot_row *row, boo
 
 int snapshot_update(struct store_tx *tx, const struct snapshot_row *row, struct err *err)
 {
-    bool deleted;
+    bool deleted = false;
     if (check_sense(row, err) != 0 || check_stored(tx, row, &deleted, err) != 0)
         return -1;
     if (!deleted && row->deleted_at_ms != 0 && check_children(tx, row, err) != 0)
