@@ -88,6 +88,29 @@ const char *const MIGRATIONS[] = {
     "CREATE TABLE keys ("
     "  key_id TEXT NOT NULL, use TEXT NOT NULL, public_pem TEXT NOT NULL, created_at_ms INTEGER NOT NULL,"
     "  retired_at_ms INTEGER NOT NULL, PRIMARY KEY (key_id, use)) STRICT, WITHOUT ROWID;",
+
+    // 2: snapshots, and what a sandbox that continues from one knows of it. Deleted rows have two indexes, one to list
+    // them and one to prune them; the rest is for what is alive.
+    "CREATE TABLE snapshots ("
+    "  id TEXT NOT NULL, tenant TEXT NOT NULL, sandbox_id TEXT NOT NULL, parent_id TEXT NOT NULL,"
+    "  created_at_ms INTEGER NOT NULL, name TEXT NOT NULL, state INTEGER NOT NULL, state_reason TEXT NOT NULL,"
+    "  kind TEXT NOT NULL, template_key TEXT NOT NULL, image_ref TEXT NOT NULL, image_digest TEXT NOT NULL,"
+    "  vcpus INTEGER NOT NULL, memory_mib INTEGER NOT NULL, disk_mib INTEGER NOT NULL, env_json TEXT,"
+    "  accel TEXT NOT NULL, epoch INTEGER NOT NULL, manifest_sha256 TEXT NOT NULL, sizes_json TEXT,"
+    "  digests_json TEXT, qemu_json TEXT, timings_json TEXT, bytes INTEGER NOT NULL, paused_us INTEGER NOT NULL,"
+    "  expires_at_ms INTEGER NOT NULL, generation INTEGER NOT NULL, deleted_at_ms INTEGER NOT NULL,"
+    "  job_id TEXT NOT NULL, audit_id TEXT NOT NULL, receipt_id TEXT NOT NULL, deletion_json TEXT) STRICT;"
+    "CREATE UNIQUE INDEX snapshots_id ON snapshots (tenant, id);"
+    "CREATE UNIQUE INDEX snapshots_alive ON snapshots (tenant, id) WHERE deleted_at_ms = 0;"
+    "CREATE INDEX snapshots_sandbox ON snapshots (sandbox_id, id) WHERE deleted_at_ms = 0;"
+    "CREATE INDEX snapshots_children ON snapshots (parent_id) WHERE deleted_at_ms = 0 AND parent_id <> '';"
+    "CREATE INDEX snapshots_expiry ON snapshots (expires_at_ms) WHERE deleted_at_ms = 0 AND expires_at_ms <> 0;"
+    "CREATE UNIQUE INDEX snapshots_deleted ON snapshots (tenant, id) WHERE deleted_at_ms <> 0;"
+    "CREATE INDEX snapshots_gone ON snapshots (deleted_at_ms) WHERE deleted_at_ms <> 0;"
+    "ALTER TABLE sandboxes ADD COLUMN parent_sandbox_id TEXT NOT NULL DEFAULT '';"
+    "ALTER TABLE sandboxes ADD COLUMN parent_snapshot_id TEXT NOT NULL DEFAULT '';"
+    "ALTER TABLE sandboxes ADD COLUMN origin_json TEXT;"
+    "ALTER TABLE sandboxes ADD COLUMN uniqueness_json TEXT;",
 };
 const size_t MIGRATIONS_COUNT = sizeof MIGRATIONS / sizeof MIGRATIONS[0];
 

@@ -8,9 +8,11 @@
 #define SANDBOX_REST                                                                                                   \
     "name, state, state_reason, image_ref, image_digest, vcpus, memory_mib, disk_mib, labels_json, env_json,"          \
     " ttl_seconds, expires_at_ms, on_expiry, detached, owner, generation, created_at_ms, updated_at_ms,"               \
-    " destroyed_at_ms, job_id, audit_id, receipt_id, backend_json, timings_json, runtime_json, deletion_json"
+    " destroyed_at_ms, job_id, audit_id, receipt_id, backend_json, timings_json, runtime_json, deletion_json,"         \
+    " parent_sandbox_id, parent_snapshot_id, origin_json, uniqueness_json"
 #define SANDBOX_COLUMNS SANDBOX_KEY ", " SANDBOX_REST
-#define QUESTIONS_26 "?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?"
+#define QUESTIONS_30                                                                                                   \
+    "?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?"
 static const struct field SANDBOX_FIELDS[] = {
     FIELD(TEXT, sandbox_row, id), FIELD(TEXT, sandbox_row, tenant), FIELD(TEXT, sandbox_row, name),
     FIELD(INT, sandbox_row, state), FIELD(TEXT, sandbox_row, state_reason), FIELD(TEXT, sandbox_row, image_ref),
@@ -23,6 +25,8 @@ static const struct field SANDBOX_FIELDS[] = {
     FIELD(TEXT, sandbox_row, job_id), FIELD(TEXT, sandbox_row, audit_id), FIELD(TEXT, sandbox_row, receipt_id),
     FIELD(HEAP, sandbox_row, backend_json), FIELD(HEAP, sandbox_row, timings_json),
     FIELD(HEAP, sandbox_row, runtime_json), FIELD(HEAP, sandbox_row, deletion_json),
+    FIELD(TEXT, sandbox_row, parent_sandbox_id), FIELD(TEXT, sandbox_row, parent_snapshot_id),
+    FIELD(HEAP, sandbox_row, origin_json), FIELD(HEAP, sandbox_row, uniqueness_json),
 };
 static const struct row_type SANDBOX = ROW_TYPE(sandbox_row, SANDBOX_FIELDS);
 enum { SANDBOX_KEYS = 2 };
@@ -70,7 +74,7 @@ int sandbox_insert(struct store_tx *tx, const struct sandbox_row *row, unsigned 
     if (max_live > 0 && check_quota(tx, row->tenant, max_live, err) != 0)
         return -1;
     CLEANUP_STMT struct stmt *st =
-        db_stmt(tx->db, "INSERT INTO sandboxes (" SANDBOX_COLUMNS ") VALUES (?, ?, " QUESTIONS_26 ")", err);
+        db_stmt(tx->db, "INSERT INTO sandboxes (" SANDBOX_COLUMNS ") VALUES (?, ?, " QUESTIONS_30 ")", err);
     row_bind(st, &SANDBOX, row, 0);
     return db_run(st, err);
 }
@@ -96,7 +100,7 @@ int sandbox_update(struct store_tx *tx, const struct sandbox_row *row, struct er
 {
     if (check_stored(tx, row, err) != 0)
         return -1;
-    CLEANUP_STMT struct stmt *st = db_stmt(tx->db, "UPDATE sandboxes SET (" SANDBOX_REST ") = (" QUESTIONS_26 ")"
+    CLEANUP_STMT struct stmt *st = db_stmt(tx->db, "UPDATE sandboxes SET (" SANDBOX_REST ") = (" QUESTIONS_30 ")"
                                                    " WHERE tenant = ? AND id = ?", err);
     row_bind(st, &SANDBOX, row, SANDBOX_KEYS);
     db_bind_text(st, row->tenant);

@@ -678,7 +678,8 @@ static void fill(const struct dir *d)
 {
     poke(d, "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 100000)"
             " INSERT INTO sandboxes SELECT printf('sbx%026d', i), 'a', '', 9, '', 'debian', '', 1, 1, 1, '{}', '{}', 1,"
-            " 1, 'destroy', 0, '', 1, i, i, i, '', '', '', NULL, NULL, NULL, NULL FROM n");
+            " 1, 'destroy', 0, '', 1, i, i, i, '', '', '', NULL, NULL, NULL, NULL, '', '', NULL,"
+            " NULL FROM n");
     poke(d, "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 100000)"
             " INSERT INTO jobs SELECT printf('job%026d', i), 'a', printf('sbx%026d', i), 'sandbox.create', 3, '', NULL,"
             " NULL, NULL, '', '', '', '', i, i, i FROM n");
