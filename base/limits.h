@@ -13,6 +13,9 @@
 #define LIMIT_LABEL_KEY 64
 #define LIMIT_LABEL_VALUE 256
 #define LIMIT_TENANT_SANDBOXES 200    // live ones; default quota
+#define LIMIT_TENANT_SNAPSHOTS 100    // alive ones; default quota
+#define LIMIT_FORK_MAX 64             // children of one call
+#define LIMIT_SNAPSHOT_SECONDS_MAX 31536000 // a year
 
 // Commands (section 4).
 #define LIMIT_COMMANDS_RUNNING 32

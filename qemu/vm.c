@@ -42,6 +42,7 @@ static struct vm *vm_new(const char *id, int run_dirfd, struct loop *loop, const
     pthread_cond_init(&vm->changed, &attr);
     pthread_condattr_destroy(&attr);
     snprintf(vm->id, sizeof vm->id, "%s", id);
+    snprintf(vm->hostname, sizeof vm->hostname, "%s", id);
     vm->loop = loop;
     vm->cb = cb;
     vm->arg = arg;
@@ -263,6 +264,7 @@ enum vm_adopt_verdict vm_adopt(const json_t *runtime, const char *id, int run_di
     if (!vm)
         return VM_ADOPT_FAILED;
     vm->adopted = true;
+    snprintf(vm->hostname, sizeof vm->hostname, "%s", id);
     vm->ram_is_file = json_is_true(json_object_get(runtime, "ram_file"));
     vm->accel = accel && strcmp(accel, "kvm") == 0 ? VM_ACCEL_KVM : VM_ACCEL_TCG;
     if (open_by_runtime(runtime, id, &vm->process) != 0) {

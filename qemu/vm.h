@@ -24,6 +24,11 @@ struct vm;
 
 enum vm_accel { VM_ACCEL_TCG = 1, VM_ACCEL_KVM = 2 };
 const char *vm_accel_name(enum vm_accel a); // "tcg", "kvm"
+// What device state depends on, of argv.c.
+const char *vm_machine_name(void);
+const char *vm_cpu_model(enum vm_accel a);
+// What a VM may take at most beside the guest's memory, MiB: translation buffer (TCG) and QEMU's own.
+int vm_overhead_mib(enum vm_accel a);
 
 // How to launch. Descriptors are borrowed until vm_launch returns.
 struct vm_spec {
@@ -96,6 +101,9 @@ struct vm_frozen {
     uint64_t disk_bytes, disk_free_bytes;
     unsigned n_commands;
 };
+// _begin sends and does not block (it may be called under the owner's lock, so that the owner knows what went before).
+int vm_freeze_begin(struct vm *vm, struct err *err);
+int vm_freeze_wait(struct vm *vm, int timeout_ms, struct vm_frozen *ret, struct err *err);
 int vm_freeze(struct vm *vm, int timeout_ms, struct vm_frozen *ret, struct err *err);
 void vm_thaw(struct vm *vm);
 

@@ -27,7 +27,8 @@ struct vm {
     struct loop *loop;
     const struct vm_callbacks *cb;
     void *arg;
-    char id[64];
+    char id[64];                 // names the process
+    char hostname[64];           // the guest's, told with every hello
     enum vm_accel accel;
     struct process process;
     int run_dirfd;               // own duplicate

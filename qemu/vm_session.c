@@ -20,7 +20,7 @@ static int open_channel(struct vm *vm, struct channel *c, const char *name, enum
 {
     CLEANUP_BUF struct buf hello = BUF_INIT(512);
     const struct msg_hello m = {.port = port, .version_min = PROTO_VERSION_MIN, .version_max = PROTO_VERSION_MAX,
-                                .wall_ms = clock_wall_ms(), .hostname = {(const uint8_t *)vm->id, strlen(vm->id)}};
+                                .wall_ms = clock_wall_ms(), .hostname = {(const uint8_t *)vm->hostname, strlen(vm->hostname)}};
     struct msg_hello with = m;
     memcpy(with.session, vm->session, sizeof with.session);
     const int fd = fd_unix_connect(vm->run_dirfd, name);

@@ -166,7 +166,7 @@ void state_session_lost(struct vm *vm)
     pthread_mutex_unlock(&vm->lock);
 }
 
-static int freeze_wait(struct vm *vm, int timeout_ms, struct vm_frozen *ret, struct err *err)
+int vm_freeze_wait(struct vm *vm, int timeout_ms, struct vm_frozen *ret, struct err *err)
 {
     const int64_t until = clock_mono_ms() + timeout_ms;
     pthread_mutex_lock(&vm->lock);
@@ -184,7 +184,7 @@ static int freeze_wait(struct vm *vm, int timeout_ms, struct vm_frozen *ret, str
     return err_remedy(err, "try again when the guest is less busy");
 }
 
-int vm_freeze(struct vm *vm, int timeout_ms, struct vm_frozen *ret, struct err *err)
+int vm_freeze_begin(struct vm *vm, struct err *err)
 {
     if (vm->hello.version != 0 && !(vm->hello.features & MSG_FEATURE_FREEZE)) {
         err_set(err, ERR_UNSUPPORTED_CAPABILITY, "agent_freeze", "the sandbox's agent is of an older version");
@@ -197,7 +197,12 @@ int vm_freeze(struct vm *vm, int timeout_ms, struct vm_frozen *ret, struct err *
     pthread_mutex_unlock(&vm->lock);
     if (channel_freeze(&vm->control, FRAME_FREEZE, id) != 0 || channel_freeze(&vm->bulk, FRAME_FREEZE, id) != 0)
         return err_set(err, ERR_TRANSPORT_FAILED, "agent_unreachable", "the sandbox's agent does not answer");
-    return freeze_wait(vm, timeout_ms, ret, err);
+    return 0;
+}
+
+int vm_freeze(struct vm *vm, int timeout_ms, struct vm_frozen *ret, struct err *err)
+{
+    return vm_freeze_begin(vm, err) != 0 ? -1 : vm_freeze_wait(vm, timeout_ms, ret, err);
 }
 
 void vm_thaw(struct vm *vm)
@@ -305,6 +310,8 @@ int vm_refresh(struct vm *vm, const struct vm_identity *id, int timeout_ms, stru
     const bool came = vm->refreshed_came;
     *ret = vm->refreshed;
     pthread_mutex_unlock(&vm->lock);
+    if (came && id->hostname)
+        snprintf(vm->hostname, sizeof vm->hostname, "%s", id->hostname);
     if (came)
         return refresh_check(id, ret, err);
     if (!in_time)

@@ -5,7 +5,7 @@
 //   admitted, prepare                     undone: files erased, sandbox destroyed, key free, retry begins anew
 //   launch                                VM found by its name and ended, then as prepare
 //   agent                                 VM adopted; when its agent answers the create succeeds
-#include "sandbox/internal.h"
+#include "sandbox/launch.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -13,241 +13,9 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "sandbox/disk.h"
 #include "sandbox/policy.h"
 
-struct launch {
-    struct sandbox *s;
-    struct op *op;
-    struct sandbox_row row;      // the next version of the sandbox's row
-    struct job_row *job;
-    bool fresh;                  // create: makes the disk
-    enum vm_accel accel;
-    struct image_runtime runtime;
-    int kernel_fd, initrd_fd, root_fd, disk_fd;
-    struct vm *vm;               // set while the sandbox has it
-    int64_t t_prepare_us, t_launch_us, t_agent_us;
-};
-
-// ---- accelerator ------------------------------------------------------------------------------------------------
-int accel_choose(struct manager *m, const char *require, enum vm_accel *ret, struct err *err)
-{
-    struct timespec until;
-    clock_gettime(CLOCK_REALTIME, &until);
-    until.tv_sec += LIMIT_PROBE_MS / 1000 + 5;
-    pthread_mutex_lock(&m->accel_lock);
-    int waited = 0;
-    while (m->accel_known == ACCEL_UNKNOWN && waited == 0)
-        waited = pthread_cond_timedwait(&m->accel_cond, &m->accel_lock, &until);
-    const bool known = m->accel_known == ACCEL_KNOWN, kvm = m->kvm_usable;
-    char reason[sizeof m->accel_reason];
-    snprintf(reason, sizeof reason, "%s", m->accel_reason);
-    pthread_mutex_unlock(&m->accel_lock);
-    if (!known)
-        return err_set(err, ERR_UNAVAILABLE, "accel_unknown", "the accelerator is still being probed");
-    const bool tcg_allowed = m->o.accel == ACCEL_TCG_ONLY || (m->o.accel == ACCEL_AUTO && m->o.allow_emulation);
-    const bool want_kvm = require && strcmp(require, "kvm") == 0, want_tcg = require && strcmp(require, "tcg") == 0;
-    if (kvm && m->o.accel != ACCEL_TCG_ONLY && !want_tcg)
-        *ret = VM_ACCEL_KVM;
-    else if (tcg_allowed && !want_kvm)
-        *ret = VM_ACCEL_TCG;
-    else if (want_tcg) {
-        err_set(err, ERR_UNSUPPORTED_CAPABILITY, "tcg", "emulation is not allowed on this server");
-        return err_remedy(err, "start the server with --allow-emulation, or do not require tcg");
-    } else {
-        err_set(err, ERR_UNSUPPORTED_CAPABILITY, "kvm", "KVM cannot be used here: %s", reason);
-        return err_remedy(err, want_kvm && tcg_allowed
-                                   ? "leave out require.accel to accept emulation, which is no security boundary"
-                                   : "start the server with --allow-emulation to accept emulation, which is no "
-                                     "security boundary");
-    }
-    return 0;
-}
-
-int manager_uid_take(struct manager *m, unsigned *ret_uid, struct err *err)
-{
-    *ret_uid = 0;
-    if (!m->host.is_root || m->o.uid_count == 0)
-        return 0;
-    pthread_mutex_lock(&m->lock);
-    unsigned i = 0;
-    while (i < m->o.uid_count && m->uids[i])
-        i++;
-    if (i < m->o.uid_count) {
-        m->uids[i] = 1;
-        *ret_uid = m->o.uid_base + i;
-    }
-    pthread_mutex_unlock(&m->lock);
-    if (*ret_uid == 0)
-        return err_set(err, ERR_UNAVAILABLE, "uids_exhausted", "no host uid is left for another jail");
-    return 0;
-}
-
-void sandbox_uid_release(struct sandbox *s)
-{
-    struct manager *m = s->m;
-    pthread_mutex_lock(&m->lock);
-    if (s->vm_uid >= m->o.uid_base && s->vm_uid < m->o.uid_base + m->o.uid_count)
-        m->uids[s->vm_uid - m->o.uid_base] = 0;
-    s->vm_uid = 0;
-    pthread_mutex_unlock(&m->lock);
-}
-
-// ---- stages -----------------------------------------------------------------------------------------------------
-static int stage_prepare(void *arg, struct err *err)
-{
-    struct launch *l = arg;
-    struct manager *m = l->s->m;
-    const int64_t t = clock_mono_us();
-    if (images_runtime(m->images, &l->runtime, err) != 0)
-        return -1;
-    l->kernel_fd = images_open_blob(m->images, l->runtime.kernel_digest, err);
-    if (l->kernel_fd < 0)
-        return -1;
-    l->initrd_fd = images_open_blob(m->images, l->runtime.initramfs_digest, err);
-    if (l->initrd_fd < 0)
-        return -1;
-    l->root_fd = images_open_blob(m->images, l->row.image_digest, err);
-    if (l->root_fd < 0)
-        return -1;
-    if (l->fresh && disk_make(m->o.state_dirfd, l->s->dirfd, l->row.disk_mib, err) != 0)
-        return -1;
-    l->disk_fd = disk_open(l->s->dirfd, err);
-    l->t_prepare_us = clock_mono_us() - t;
-    return l->disk_fd < 0 ? -1 : 0;
-}
-
-// The facts that adoption needs become durable as soon as the process exists.
-static int journal_runtime(struct launch *l, struct err *err)
-{
-    CLEANUP_JSON json_t *runtime = vm_runtime(l->vm);
-    if (!runtime)
-        return err_set(err, ERR_INTERNAL, "out_of_memory", "out of memory");
-    json_put_int(runtime, "jail_uid", l->s->vm_uid);
-    free(l->row.runtime_json);
-    l->row.runtime_json = json_dumps(runtime, JSON_COMPACT);
-    const struct change c = {.update = &l->row};
-    return change_commit(l->s->m, &c, err);
-}
-
-static int stage_launch(void *arg, struct err *err)
-{
-    struct launch *l = arg;
-    struct sandbox *s = l->s;
-    struct manager *m = s->m;
-    const int64_t t = clock_mono_us();
-    if (op_should_stop(s, l->op, err) || manager_uid_take(m, &s->vm_uid, err) != 0)
-        return -1;
-    const struct vm_spec spec = {.id = s->id, .accel = l->accel, .qemu_path = m->o.qemu_path, .vcpus = l->row.vcpus,
-                                 .memory_mib = l->row.memory_mib, .tsc_khz = m->host.tsc_khz,
-                                 .kernel_fd = l->kernel_fd, .initrd_fd = l->initrd_fd, .root_fd = l->root_fd,
-                                 .disk_fd = l->disk_fd, .run_dirfd = s->run_dirfd, .jail_uid = s->vm_uid,
-                                 .cgroup_parent = m->o.cgroup_parent};
-    pthread_mutex_lock(&s->lock);
-    memset(&s->fatal, 0, sizeof s->fatal);
-    s->session = false;
-    s->session_lost_ms = 0; // a boot has its own deadline
-    s->vm_no++;
-    pthread_mutex_unlock(&s->lock);
-    l->vm = vm_launch(&spec, m->loop, &SANDBOX_VM_CALLBACKS, s, err);
-    if (!l->vm)
-        return -1;
-    pthread_mutex_lock(&s->lock);
-    s->vm = l->vm;
-    pthread_mutex_unlock(&s->lock);
-    l->t_launch_us = clock_mono_us() - t;
-    return journal_runtime(l, err);
-}
-
-static void undo_launch(void *arg)
-{
-    struct launch *l = arg;
-    struct err e = {0};
-    if (sandbox_drop_vm(l->s, true, &e) != 0)
-        log_error("sandbox %s: %s", l->s->id, e.internal);
-    sandbox_uid_release(l->s);
-    l->vm = NULL;
-}
-
-// Waits for the agent. A delete or cancel meanwhile kills the VM (lifecycle.c), which ends the wait.
-static int stage_agent(void *arg, struct err *err)
-{
-    struct launch *l = arg;
-    struct sandbox *s = l->s;
-    const int64_t t = clock_mono_us();
-    const bool up = vm_wait_ready(l->vm, clock_mono_ms() + s->m->o.boot_timeout_ms, err);
-    l->t_agent_us = clock_mono_us() - t;
-    if (up && !op_should_stop(s, l->op, err))
-        return 0;
-    struct err stop = {0};
-    if (op_should_stop(s, l->op, &stop))
-        *err = stop;
-    pthread_mutex_lock(&s->lock);
-    if (!up && s->fatal.kind != ERR_NONE && stop.kind == ERR_NONE)
-        *err = s->fatal;
-    pthread_mutex_unlock(&s->lock);
-    return -1;
-}
-
-static const struct stage LAUNCH_STAGES[] = {
-    {"prepare", stage_prepare, NULL},
-    {"launch", stage_launch, undo_launch},
-    {"agent", stage_agent, NULL},
-};
-
-static void launch_close(struct launch *l)
-{
-    fd_close(&l->kernel_fd);
-    fd_close(&l->initrd_fd);
-    fd_close(&l->root_fd);
-    fd_close(&l->disk_fd);
-    sandbox_row_free(&l->row);
-}
-
 // ---- outcome ----------------------------------------------------------------------------------------------------
-static void fill_backend(struct launch *l)
-{
-    struct manager *m = l->s->m;
-    CLEANUP_JSON json_t *b = json_object();
-    json_put_str(b, "accel", vm_accel_name(l->accel));
-    json_put_str(b, "isolation", l->accel == VM_ACCEL_KVM ? "hardware" : "emulated");
-    json_put_str(b, "boot_path", "cold");
-    json_put_str(b, "qemu_version", m->host.qemu_version);
-    free(l->row.backend_json);
-    l->row.backend_json = json_dumps(b, JSON_COMPACT);
-    CLEANUP_JSON json_t *t = json_object();
-    const int64_t total = clock_mono_us() - l->op->t0_us;
-    const int64_t admit = total - l->t_prepare_us - l->t_launch_us - l->t_agent_us;
-    json_put_int(t, "admit", (admit > 0 ? admit : 0) / 1000);
-    json_put_int(t, "prepare", l->t_prepare_us / 1000);
-    json_put_int(t, "launch", l->t_launch_us / 1000);
-    json_put_int(t, "restore", 0);
-    json_put_int(t, "agent", l->t_agent_us / 1000);
-    json_put_int(t, "total", total / 1000);
-    free(l->row.timings_json);
-    l->row.timings_json = json_dumps(t, JSON_COMPACT);
-}
-
-// What was really in force: the receipt's facts.
-static json_t *launch_facts(struct launch *l)
-{
-    json_t *f = json_object();
-    json_put_str(f, "accel", vm_accel_name(l->accel));
-    json_put_str(f, "isolation_kind", l->accel == VM_ACCEL_KVM ? "hardware" : "emulated");
-    json_put_str(f, "boot_path", "cold");
-    json_put_str(f, "image_digest", l->row.image_digest);
-    json_put_str(f, "kernel_digest", l->runtime.kernel_digest);
-    json_put_str(f, "initramfs_digest", l->runtime.initramfs_digest);
-    json_put_str(f, "qemu_digest", l->s->m->host.qemu_sha256);
-    json_put_str(f, "qemu_version", l->s->m->host.qemu_version);
-    json_put_int(f, "vcpus", l->row.vcpus);
-    json_put_int(f, "memory_mib", l->row.memory_mib);
-    json_put_int(f, "disk_mib", l->row.disk_mib);
-    json_put(f, "network", json_string("none"));
-    json_put(f, "jail", l->vm ? vm_isolation(l->vm) : json_null());
-    return f;
-}
-
 static void job_end(struct job_row *job, enum job_state state, const char *problem, const char *ref)
 {
     job->state = state;
@@ -273,7 +41,7 @@ static void commit_up(struct launch *l)
     l->row.state_reason[0] = 0;
     l->row.generation++;
     l->row.updated_at_ms = clock_wall_ms();
-    fill_backend(l);
+    launch_describe(l);
     job_end(l->job, JOB_SUCCEEDED, NULL, s->id);
     CLEANUP_JSON json_t *facts = launch_facts(l);
     const struct change c = {.update = &l->row, .from_state = from, .cause = l->op->name, .job_update = l->job,
@@ -281,7 +49,7 @@ static void commit_up(struct launch *l)
                              .ref = s->id, .facts = facts};
     if (change_commit(s->m, &c, &err) != 0) {
         // Not durable: the client hears of the failure, and the next start finds a VM whose create was not finished.
-        undo_launch(l);
+        launch_undo(l);
         op_done(l->op, s, &err);
         return;
     }
@@ -308,6 +76,7 @@ static void commit_failed(struct launch *l, const struct err *why)
     l->row.updated_at_ms = clock_wall_ms();
     free(l->row.runtime_json);
     l->row.runtime_json = NULL;
+    sandbox_uid_release(s); // and its share of the memory
     struct change c = {.update = &l->row, .from_state = from, .cause = l->op->name, .job_update = l->job,
                        .settle = &l->op->a, .ref = s->id};
     CLEANUP_FREE char *problem = change_set_failure(s->m, &c, &l->op->a, why);
@@ -322,25 +91,11 @@ static void commit_failed(struct launch *l, const struct err *why)
 static void launch_go(struct launch *l)
 {
     struct err err = {0};
-    const size_t n = sizeof LAUNCH_STAGES / sizeof *LAUNCH_STAGES;
-    if (op_should_stop(l->s, l->op, &err) || stages_run(l->s->m, l->job, LAUNCH_STAGES, n, l, &err) != 0)
+    if (launch_run(l, &err) != 0)
         commit_failed(l, &err);
     else
         commit_up(l);
     launch_close(l);
-}
-
-static void launch_init(struct launch *l, struct sandbox *s, struct op *op, bool fresh)
-{
-    memset(l, 0, sizeof *l);
-    l->s = s;
-    l->op = op;
-    l->job = &op->job;
-    l->fresh = fresh;
-    l->kernel_fd = l->initrd_fd = l->root_fd = l->disk_fd = -1;
-    struct sandbox_info *view = sandbox_view(s);
-    sandbox_row_copy(&l->row, &view->row);
-    sandbox_info_unref(view);
 }
 
 // ---- the operations -----------------------------------------------------------------------------------------------
@@ -349,7 +104,7 @@ void create_run(struct sandbox *s, struct op *op)
 {
     struct launch l;
     struct err err = {0};
-    launch_init(&l, s, op, true);
+    launch_init(&l, s, op, *op->row.parent_snapshot_id ? LAUNCH_RESTORE : LAUNCH_CREATE);
     if (accel_choose(s->m, *op->require_accel ? op->require_accel : NULL, &l.accel, &err) != 0) {
         commit_failed(&l, &err);
         launch_close(&l);
@@ -363,7 +118,8 @@ void create_resume(struct sandbox *s, struct op *op)
 {
     struct launch l;
     struct err err = {0};
-    launch_init(&l, s, op, false);
+    launch_init(&l, s, op, LAUNCH_CREATE);
+    launch_resumed(&l);
     pthread_mutex_lock(&s->lock);
     l.vm = s->vm;
     pthread_mutex_unlock(&s->lock);
@@ -371,8 +127,8 @@ void create_resume(struct sandbox *s, struct op *op)
     const char *accel = json_get_str(runtime, "accel");
     l.accel = accel && strcmp(accel, "kvm") == 0 ? VM_ACCEL_KVM : VM_ACCEL_TCG;
     (void)images_runtime(s->m->images, &l.runtime, &err);
-    if (!l.vm || stage_agent(&l, &err) != 0) {
-        undo_launch(&l);
+    if (!l.vm || launch_finish(&l, &err) != 0) {
+        launch_undo(&l);
         commit_failed(&l, &err);
     } else {
         commit_up(&l);
@@ -385,7 +141,7 @@ void start_run(struct sandbox *s, struct op *op)
 {
     struct launch l;
     struct err err = {0};
-    launch_init(&l, s, op, false);
+    launch_init(&l, s, op, LAUNCH_START);
     const int from = l.row.state;
     job_begin(&op->job, &op->a, "sandbox.start");
     if (from == SANDBOX_RUNNING) { // already there: 200, nothing changes

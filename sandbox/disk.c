@@ -2,21 +2,18 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <linux/fs.h>
 #include <pthread.h>
 #include <spawn.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include "base/fd.h"
 #include "base/log.h"
-
-#define COPY_CHUNK (1u << 20)
+#include "qemu/ram.h"
 
 static pthread_mutex_t making = PTHREAD_MUTEX_INITIALIZER; // one template is made at a time
 
@@ -96,44 +93,32 @@ static int template_open(int state_dirfd, int mib, struct err *err)
     return fd;
 }
 
-// Reflink where the filesystem can, else the data extents alone.
-static int copy_sparse(int from, int to, struct err *err)
+int disk_fill(int state_dirfd, int to_fd, int mib, struct err *err)
 {
-    struct stat st;
-    if (fstat(from, &st) != 0)
-        return err_sys(err, errno, "reading a disk template");
-    if (ioctl(to, FICLONE, from) == 0)
-        return 0;
-    if (ftruncate(to, st.st_size) != 0)
-        return no_room(err, errno, "sizing a disk");
-    for (off_t at = 0; at < st.st_size;) {
-        const off_t data = lseek(from, at, SEEK_DATA);
-        if (data < 0)
-            return errno == ENXIO ? 0 : err_sys(err, errno, "reading a disk template");
-        const off_t end = lseek(from, data, SEEK_HOLE);
-        for (off_t done = data; done < end;) {
-            loff_t in = done, out = done;
-            const size_t want = (size_t)(end - done < COPY_CHUNK ? end - done : COPY_CHUNK);
-            const ssize_t n = copy_file_range(from, &in, to, &out, want, 0);
-            if (n <= 0)
-                return no_room(err, n < 0 ? errno : EIO, "copying a disk");
-            done += n;
-        }
-        at = end;
-    }
-    return 0;
+    CLEANUP_FD int from = template_open(state_dirfd, mib, err);
+    return from < 0 ? -1 : ram_sparse_copy(from, to_fd, NULL, err);
+}
+
+static int disk_new(int sandbox_dirfd, struct err *err)
+{
+    (void)unlinkat(sandbox_dirfd, "disk.raw", 0);
+    const int to = openat(sandbox_dirfd, "disk.raw", O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+    return to >= 0 ? to : no_room(err, errno, "making a disk");
 }
 
 int disk_make(int state_dirfd, int sandbox_dirfd, int mib, struct err *err)
 {
-    CLEANUP_FD int from = template_open(state_dirfd, mib, err);
-    if (from < 0)
-        return -1;
+    CLEANUP_FD int to = disk_new(sandbox_dirfd, err);
+    if (to >= 0 && disk_fill(state_dirfd, to, mib, err) == 0)
+        return 0;
     (void)unlinkat(sandbox_dirfd, "disk.raw", 0);
-    CLEANUP_FD int to = openat(sandbox_dirfd, "disk.raw", O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
-    if (to < 0)
-        return no_room(err, errno, "making a disk");
-    if (copy_sparse(from, to, err) == 0)
+    return -1;
+}
+
+int disk_copy(int from_fd, int sandbox_dirfd, struct err *err)
+{
+    CLEANUP_FD int to = disk_new(sandbox_dirfd, err);
+    if (to >= 0 && ram_sparse_copy(from_fd, to, NULL, err) == 0)
         return 0;
     (void)unlinkat(sandbox_dirfd, "disk.raw", 0);
     return -1;

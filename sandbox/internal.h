@@ -24,6 +24,8 @@
 #include "sandbox/files.h"
 #include "sandbox/images.h"
 #include "sandbox/manager.h"
+#include "sandbox/origin.h"
+#include "sandbox/pool.h"
 #include "store/logfile.h"
 #include "store/store.h"
 
@@ -36,6 +38,7 @@ struct sandbox;
 struct command;
 struct transfer;
 struct log_line;
+struct continued;
 
 // What a control operation is made of; freed by ops.c after it ran.
 struct op {
@@ -61,6 +64,7 @@ struct op {
     struct sandbox_row row;      // create: the row to insert
     char require_accel[8];
     struct job_row job;          // resumed create
+    void *arg;                   // fork: its group
 };
 
 struct sandbox {
@@ -79,6 +83,8 @@ struct sandbox {
     struct vm *vm;
     unsigned vm_no;              // counts the VMs this sandbox had in this process
     unsigned vm_uid;             // 0: none taken
+    unsigned reserved_mib;       // of the memory budget; under manager.lock
+    struct origin *origin;       // its memory is a private copy of; NULL: booted. Reference
     bool adopting;              // of an earlier server, and not yet taken over or given up
     bool session;                // the agent answers
     int64_t session_lost_ms;     // monotonic; while there is no session: since when
@@ -129,6 +135,10 @@ struct manager {
     char accel_reason[200];
     int64_t accel_probed_at_ms;
 
+    struct origins origins;
+    struct pool pool;
+    int snapshots_dirfd;
+    uint64_t committed_mib;      // worst case of all VMs; under lock
     struct loop_timer *tick;
     pthread_mutex_t pending_lock; // admissions of an earlier server, by receipt id, until settled
     struct admission *pending;
@@ -166,6 +176,7 @@ bool op_should_stop(struct sandbox *s, struct op *op, struct err *err); // delet
 void ops_kick_for_delete(struct sandbox *s);                    // a create that waits for its slot runs at once, to end
 void job_begin(struct job_row *job, const struct admission *a, const char *kind);
 
+void stage_note(struct job_row *job, const char *name, int64_t us);
 struct stage {
     const char *name;
     int (*run)(void *ctx, struct err *err);
@@ -185,7 +196,16 @@ struct change {
     const struct job_row *job_insert, *job_update;
     const struct admission *admit, *settle;
     const json_t *admit_facts, *facts;
-    const char *outcome, *ref, *problem_json, *event_kind;
+    const struct sandbox_row *rows;    // more of them, each updated or inserted as `rows_insert` says
+    size_t n_rows;
+    bool rows_insert;
+    int rows_from;                     // their state before, as from_state
+    const struct continued *continued; // commands of a fork
+    size_t n_continued;
+    const struct snapshot_row *snapshot_insert, *snapshot_update;
+    unsigned max_snapshots;
+    const char *outcome, *ref, *problem_json;
+    const char *event_kind;            // of the snapshot
     int status;
     bool forget_idem;
 };
@@ -199,6 +219,15 @@ char *problem_of(struct manager *m, const struct err *err, const struct admissio
 char *change_set_failure(struct manager *m, struct change *c, const struct admission *a, const struct err *err);
 // Admission of the server itself (reaper, reconcile).
 void system_admission(struct admission *a, const char *tenant, const char *operation, const char *sandbox_id);
+
+// ---- crash.c ----------------------------------------------------------------------------------------------------
+// Ends the process here where a test build was told so: AIRLOCK_CRASH_AT=<operation>.<stage>, by the name of the operation
+// that runs. Nothing in a release build.
+#ifdef AIRLOCK_CRASH_POINTS
+void crash_point(struct sandbox *s, const char *stage);
+#else
+#define crash_point(s, stage) ((void)(s), (void)(stage))
+#endif
 
 // ---- lifecycle ------------------------------------------------------------------------------------------------
 void create_run(struct sandbox *s, struct op *op);              // create.c: wants a slot
@@ -216,6 +245,15 @@ void note_run(struct sandbox *s, struct op *op);                // state_reason 
 int sandbox_drop_vm(struct sandbox *s, bool end, struct err *err);
 void sandbox_uid_release(struct sandbox *s);
 int manager_uid_take(struct manager *m, unsigned *ret_uid, struct err *err);
+void manager_uid_give(struct manager *m, unsigned uid);
+// The memory budget: worst case of every VM. A sandbox's share is taken with its admission or launch and given back with its
+// uid (sandbox_uid_release). budget_take: unavailable/memory_budget.
+unsigned budget_need(enum vm_accel accel, int memory_mib);
+uint64_t budget_mib(const struct manager *m);
+int budget_take(struct manager *m, unsigned mib, struct err *err);
+void budget_force(struct manager *m, unsigned mib);  // of a VM that runs already
+void budget_give(struct manager *m, unsigned mib);
+int sandbox_budget_take(struct sandbox *s, enum vm_accel accel, int memory_mib, struct err *err);
 int sandbox_erase(struct sandbox *s, json_t *report, bool keep_records, struct err *err);
 // Picks the accelerator for a launch, waiting for the verdict; refuses rather than downgrades.
 int accel_choose(struct manager *m, const char *require, enum vm_accel *ret, struct err *err);

@@ -1,5 +1,5 @@
 // One durable step of a sandbox or job, with everything that proves it, in one transaction.
-#include "sandbox/internal.h"
+#include "sandbox/carry.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -41,6 +41,32 @@ static int settle(struct store_tx *tx, const struct change *c, struct err *err)
     return evidence_settle(tx, c->settle, &s, err);
 }
 
+static int each_row(struct store_tx *tx, const struct change *c, struct err *err)
+{
+    for (size_t i = 0; i < c->n_rows; i++) {
+        const struct change one = {.insert = c->rows_insert ? &c->rows[i] : NULL,
+                                   .update = c->rows_insert ? NULL : &c->rows[i], .max_live = c->max_live,
+                                   .from_state = c->rows_from, .cause = c->cause};
+        if (change_apply(tx, &one, err) != 0)
+            return -1;
+    }
+    return 0;
+}
+
+static int snapshot_rows(struct store_tx *tx, const struct change *c, struct err *err)
+{
+    const struct snapshot_row *row = c->snapshot_insert ? c->snapshot_insert : c->snapshot_update;
+    char data[80];
+    if (!row)
+        return 0;
+    if (c->snapshot_insert ? snapshot_insert(tx, row, c->max_snapshots, err) != 0 : snapshot_update(tx, row, err) != 0)
+        return -1;
+    if (!c->event_kind)
+        return 0;
+    snprintf(data, sizeof data, "{\"snapshot_id\":\"%s\"}", row->id);
+    return event_append(tx, row->tenant, c->event_kind, row->sandbox_id, data, err);
+}
+
 int change_apply(struct store_tx *tx, const struct change *c, struct err *err)
 {
     if (c->admit && evidence_admit(tx, c->admit, c->admit_facts, err) != 0)
@@ -48,6 +74,10 @@ int change_apply(struct store_tx *tx, const struct change *c, struct err *err)
     if (c->insert && sandbox_insert(tx, c->insert, c->max_live, err) != 0)
         return -1;
     if (c->update && sandbox_update(tx, c->update, err) != 0)
+        return -1;
+    if (each_row(tx, c, err) != 0 || snapshot_rows(tx, c, err) != 0)
+        return -1;
+    if (c->n_continued && carry_insert(tx, c->continued, c->n_continued, err) != 0)
         return -1;
     if (c->job_insert && job_insert(tx, c->job_insert, err) != 0)
         return -1;

@@ -1,5 +1,5 @@
 // Stop, delete, patch, detach, and what happens when a VM ends by itself. Each runs as the sandbox's only operation.
-#include "sandbox/internal.h"
+#include "sandbox/cold.h"
 
 #include <dirent.h>
 #include <errno.h>
@@ -91,7 +91,7 @@ void stop_run(struct sandbox *s, struct op *op)
         unchanged(s, op, "sandbox.stop");
         return;
     }
-    if ((state != SANDBOX_RUNNING && state != SANDBOX_STOPPING) || s->delete_wanted) {
+    if ((state != SANDBOX_RUNNING && state != SANDBOX_STOPPING && state != SANDBOX_PAUSED) || s->delete_wanted) {
         refuse_state(s, op, "not_stoppable", "stopped");
         return;
     }
@@ -110,6 +110,8 @@ void stop_run(struct sandbox *s, struct op *op)
     pthread_mutex_lock(&s->lock);
     struct vm *vm = s->vm;
     pthread_mutex_unlock(&s->lock);
+    if (vm && state == SANDBOX_PAUSED && vm_resume(vm, &end_err) != 0) // a guest that stands still cannot be asked
+        log_warn("sandbox %s: not resumed before its stop: %s", s->id, end_err.detail);
     const bool by_itself = vm && vm_stop(vm, LIMIT_STOP_GRACE_MS);
     if (sandbox_drop_vm(s, true, &end_err) != 0)
         log_error("sandbox %s: %s %s", s->id, end_err.detail, end_err.internal);
@@ -264,6 +266,12 @@ int sandbox_erase(struct sandbox *s, json_t *report, bool keep_records, struct e
         bad += !gone;
     }
     uint64_t bytes = 0;
+    if (s->dirfd >= 0 && faccessat(s->dirfd, "cold", F_OK, AT_SYMLINK_NOFOLLOW) == 0) {
+        cold_erase(s, &bytes);
+        report_add(erased, "cold_state", bytes);
+        bytes = 0;
+    }
+    (void)unlinkat(s->dirfd, "base.runs", 0);
     const int run_left = fd_remove_tree(m->run_dirfd, s->id, &bytes);
     report_add(run_left ? failed : erased, "run_directory", bytes);
     bad += run_left != 0;
@@ -405,13 +413,16 @@ int manager_verb(struct manager *m, const char *id, enum sandbox_verb verb, cons
         [VERB_STOP] = {"stop", "stopped", stop_run, false},
         [VERB_START] = {"start", "started", start_run, true},
         [VERB_DETACH] = {"detach", "detached", detach_run, false},
+        [VERB_PAUSE] = {"pause", "paused", pause_run, false},
+        [VERB_RESUME] = {"resume", "resumed", resume_run, false},
+        [VERB_COLD] = {"cold", "made cold", cold_run, false},
     };
     struct sandbox *s = registry_find(m, a->tenant, id, NULL);
     if (!s)
         return not_live(m, a->tenant, id, VERBS[verb].past, cb);
     struct op *op = op_new(VERBS[verb].name, VERBS[verb].run, a, success_status, cb);
     if (op) {
-        op->wants_slot = VERBS[verb].slot;
+        op->wants_slot = VERBS[verb].slot || (verb == VERB_RESUME && sandbox_present_state(s) == SANDBOX_COLD);
         snprintf(op->owner, sizeof op->owner, "%s", owner ? owner : "");
     }
     return queue(s, op, cb);

@@ -25,7 +25,8 @@ static int manager_open(struct manager *m, struct err *err)
         return -1;
     m->sandboxes_dirfd = make_dir(m->o.state_dirfd, "sandboxes", err);
     m->run_dirfd = m->sandboxes_dirfd < 0 ? -1 : make_dir(m->o.state_dirfd, "run", err);
-    if (m->run_dirfd < 0)
+    m->snapshots_dirfd = m->run_dirfd < 0 ? -1 : make_dir(m->o.state_dirfd, "snapshots", err);
+    if (m->snapshots_dirfd < 0 || origins_open(m, err) != 0 || pool_open(m, err) != 0)
         return -1;
     m->images = images_open(m->o.image_dirfd, err);
     m->hub = hub_new();
@@ -93,11 +94,8 @@ static int probe(struct manager *m, struct probe_verdict *ret, struct err *err)
                                  .initrd_fd = initrd, .root_fd = -1, .disk_fd = -1, .run_dirfd = -1, .jail_uid = uid,
                                  .cgroup_parent = m->o.cgroup_parent};
     const int failed = probe_kvm(m->o.state_dirfd, m->run_dirfd, &spec, runtime.kernel_digest, LIMIT_PROBE_MS, ret, err);
-    if (uid) {
-        pthread_mutex_lock(&m->lock);
-        m->uids[uid - m->o.uid_base] = 0;
-        pthread_mutex_unlock(&m->lock);
-    }
+    if (uid)
+        manager_uid_give(m, uid);
     return failed;
 }
 

@@ -255,7 +255,7 @@ void job_begin(struct job_row *job, const struct admission *a, const char *kind)
     job->created_at_ms = job->updated_at_ms = clock_wall_ms();
 }
 
-static void stage_note(struct job_row *job, const char *name, int64_t us)
+void stage_note(struct job_row *job, const char *name, int64_t us)
 {
     CLEANUP_JSON json_t *stages = job->stages_json ? json_loads(job->stages_json, 0, NULL) : json_array();
     json_t *one = json_object();
@@ -274,7 +274,7 @@ int stages_run(struct manager *m, struct job_row *job, const struct stage *stage
         job->state = JOB_RUNNING;
         job->updated_at_ms = clock_wall_ms();
         const struct change c = {.job_update = job};
-        if (change_commit(m, &c, err) != 0)
+        if (*job->id && change_commit(m, &c, err) != 0) // a fork's children have no journal of their own: they are undone
             break;
         const int64_t t = clock_mono_us();
         const int failed = stages[i].run(ctx, err);

@@ -1,5 +1,5 @@
 // Once a second on the loop: what has expired ends, what waits too long is told, what is past its retention goes.
-#include "sandbox/internal.h"
+#include "sandbox/cold.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -12,7 +12,8 @@ static void expire(struct sandbox *s, int64_t now_wall_ms)
     struct sandbox_info *view = sandbox_view(s);
     const struct sandbox_row *row = &view->row;
     const bool due = row->expires_at_ms > 0 && now_wall_ms >= row->expires_at_ms;
-    const bool stop = strcmp(row->on_expiry, "stop") == 0;
+    const bool cold = strcmp(row->on_expiry, "cold") == 0;
+    const bool stop = cold || strcmp(row->on_expiry, "stop") == 0;
     const bool act = due && (stop ? row->state == SANDBOX_RUNNING || row->state == SANDBOX_PAUSED
                                   : row->state != SANDBOX_DESTROYED);
     sandbox_info_unref(view);
@@ -23,8 +24,8 @@ static void expire(struct sandbox *s, int64_t now_wall_ms)
         return;
     struct admission a;
     if (stop) {
-        system_admission(&a, s->tenant, "sandbox.stop", s->id);
-        struct op *op = op_new("expire", stop_run, &a, 200, NULL);
+        system_admission(&a, s->tenant, cold ? "sandbox.cold" : "sandbox.stop", s->id);
+        struct op *op = op_new(cold ? "cold" : "expire", cold ? cold_run : stop_run, &a, 200, NULL);
         if (!op)
             return;
         strcpy(op->cause, "expired");
@@ -84,6 +85,16 @@ static void prune_work(void *arg)
     atomic_fetch_sub(&m->active, 1);
 }
 
+// What is past its retention, and what a pool lacks; reads the store, so not on the loop.
+static void expire_work(void *arg)
+{
+    struct manager *m = arg;
+    snapshots_expire(m);
+    origins_trim(m);
+    pool_refill(m);
+    atomic_fetch_sub(&m->active, 1);
+}
+
 void reaper_tick(void *arg)
 {
     struct manager *m = arg;
@@ -106,6 +117,11 @@ void reaper_tick(void *arg)
         sandbox_unref(all[i]);
     }
     free(all);
+    if (reconciled) {
+        atomic_fetch_add(&m->active, 1);
+        if (work_submit(m->io, expire_work, m) != 0)
+            atomic_fetch_sub(&m->active, 1);
+    }
     if (reconciled && mono - last_prune_ms > PRUNE_EVERY_MS) {
         last_prune_ms = mono;
         atomic_fetch_add(&m->active, 1);

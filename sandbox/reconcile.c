@@ -1,6 +1,7 @@
 // What a start does about what an earlier server left: adopt what runs, finish or undo what was half done, end what
 // belongs to nobody. docs/restart.md has the table of every stage.
-#include "sandbox/internal.h"
+#include "sandbox/cold.h"
+#include "sandbox/launch.h"
 
 #include <dirent.h>
 #include <errno.h>
@@ -136,6 +137,19 @@ static void uid_reserve(struct sandbox *s, const json_t *runtime)
     pthread_mutex_unlock(&m->lock);
 }
 
+// It runs already: its share is taken whether it fits or not.
+static void budget_reserve(struct sandbox *s, const json_t *runtime)
+{
+    const char *accel = json_get_str(runtime, "accel");
+    struct sandbox_info *view = sandbox_view(s);
+    if (s->reserved_mib == 0) {
+        s->reserved_mib = budget_need(accel && strcmp(accel, "kvm") == 0 ? VM_ACCEL_KVM : VM_ACCEL_TCG,
+                                      view->row.memory_mib);
+        budget_force(s->m, s->reserved_mib);
+    }
+    sandbox_info_unref(view);
+}
+
 struct command_load {
     struct sandbox *s;
     bool live;   // false: nothing of it can still run
@@ -174,6 +188,7 @@ static enum vm_adopt_verdict adopt_vm(struct sandbox *s, const json_t *runtime, 
     if (!runtime || s->run_dirfd < 0)
         return VM_ADOPT_GONE;
     uid_reserve(s, runtime);
+    budget_reserve(s, runtime);
     pthread_mutex_lock(&s->lock);
     s->vm_no++;
     pthread_mutex_unlock(&s->lock);
@@ -246,13 +261,15 @@ static void undo_create(struct sandbox *s, struct job_row *job, const struct adm
 {
     struct err why = {0}, err = {0};
     end_stray(s, runtime);
+    commands_finish_all(s, OUTCOME_LOST); // of a snapshot, that were to go on in it
     CLEANUP_JSON json_t *report = json_pack("{s:[],s:[],s:[]}", "erased", "retained", "failed");
     if (sandbox_erase(s, report, true, &err) != 0)
         log_error("sandbox %s: %s", s->id, err.detail);
     commit_state(s, SANDBOX_DESTROYED, "create_undone", "restart");
     err_set(&why, ERR_UNAVAILABLE, "create_undone", "the server was restarted while the sandbox was made");
     err_remedy(&why, "send the request again");
-    job_settle(s->m, job, a, JOB_FAILED, "undone", &why, 503);
+    if (job)
+        job_settle(s->m, job, a, JOB_FAILED, "undone", &why, 503);
     registry_remove(s->m, s);
 }
 
@@ -293,11 +310,58 @@ static void redo_delete(struct sandbox *s, struct job_row *job, const struct adm
     op_enqueue(s, op);
 }
 
+static bool continues(struct sandbox *s)
+{
+    struct sandbox_info *view = sandbox_view(s);
+    const bool is = view->row.origin_json != NULL;
+    sandbox_info_unref(view);
+    return is;
+}
+
+// A resume of a cold sandbox: finished where the guest was let go, else cold again.
+static void redo_wake(struct sandbox *s, struct job_row *job, const struct admission *a)
+{
+    struct err err = {0}, why = {0};
+    CLEANUP_JSON json_t *runtime = runtime_of(s);
+    const bool ran = job && strcmp(job->stage, "agent") == 0;
+    const enum vm_adopt_verdict v = ran ? adopt_vm(s, runtime, &err) : VM_ADOPT_GONE;
+    struct op *op = v == VM_ADOPTED ? op_new("resume", wake_resume, a, 200, NULL) : NULL;
+    if (op) {
+        op->job = *job;
+        memset(job, 0, sizeof *job);
+        op_enqueue(s, op);
+        return;
+    }
+    end_stray(s, runtime);
+    if (ran) {
+        commands_finish_all(s, OUTCOME_LOST);
+        commit_state(s, SANDBOX_FAILED, "vm_died", "restart");
+    } else {
+        commit_state(s, SANDBOX_COLD, NULL, "restart");
+    }
+    err_set(&why, ERR_UNAVAILABLE, "resume_undone", "the server was restarted while the sandbox was resumed");
+    err_remedy(&why, "send the request again");
+    if (job)
+        job_settle(s->m, job, a, JOB_FAILED, "undone", &why, 503);
+}
+
+// Cold or stopped by a snapshot: what may be left of its VM ends; a cold one's commands wait for its return.
+static void rest_without_vm(struct sandbox *s, int state)
+{
+    CLEANUP_JSON json_t *runtime = runtime_of(s);
+    if (runtime)
+        end_stray(s, runtime);
+    if (state != SANDBOX_COLD)
+        commands_finish_all(s, state == SANDBOX_STOPPED ? OUTCOME_KILLED : OUTCOME_LOST);
+}
+
 static void resume_create(struct sandbox *s, struct job_row *job, const struct admission *a, bool start)
 {
     struct err err = {0};
     CLEANUP_JSON json_t *runtime = runtime_of(s);
-    const enum vm_adopt_verdict v = adopt_vm(s, runtime, &err);
+    // One that continues from a state and had not come to its last stage may not even have loaded it.
+    const bool loaded = !continues(s) || strcmp(job->stage, "agent") == 0;
+    const enum vm_adopt_verdict v = loaded ? adopt_vm(s, runtime, &err) : VM_ADOPT_GONE;
     struct op *op = v == VM_ADOPTED ? op_new(start ? "start" : "create", create_resume, a, start ? 200 : 201, NULL) : NULL;
     if (op) {
         op->job = *job;
@@ -358,10 +422,9 @@ static void reconcile_one(struct sandbox *s, struct unfinished *u)
     } else if (state == SANDBOX_STARTING) {
         job = find_kind(u, "sandbox.create");
         const bool start = !job && (job = find_kind(u, "sandbox.start"));
-        if (!job) {
+        if (!job) { // a fork's child: the fork had not come to its commit
             CLEANUP_JSON json_t *runtime = runtime_of(s);
-            end_stray(s, runtime);
-            commit_state(s, SANDBOX_FAILED, "interrupted", "restart");
+            undo_create(s, NULL, NULL, runtime);
             return;
         }
         admission_of(s->m, job, &a);
@@ -373,9 +436,24 @@ static void reconcile_one(struct sandbox *s, struct unfinished *u)
         finish_stop(s, job, &a);
     } else if (state == SANDBOX_RUNNING || state == SANDBOX_PAUSED) {
         adopt_running(s);
+    } else if (state == SANDBOX_RESTORING) {
+        job = find_kind(u, "sandbox.resume");
+        if (job)
+            admission_of(s->m, job, &a);
+        redo_wake(s, job, job ? &a : NULL);
     } else {
-        commands_finish_all(s, OUTCOME_LOST);
+        rest_without_vm(s, state);
     }
+}
+
+// Pause, cold, snapshot and fork record their work and their job's end in one transaction: an unfinished job of theirs was
+// undone.
+static bool job_done(const char *kind, int state)
+{
+    if (strcmp(kind, "sandbox.stop") == 0)
+        return state == SANDBOX_STOPPED;
+    return state == SANDBOX_RUNNING && (strcmp(kind, "sandbox.create") == 0 || strcmp(kind, "sandbox.start") == 0 ||
+                                        strcmp(kind, "sandbox.resume") == 0);
 }
 
 // Jobs whose work was recorded, but not their end: the server was killed between the two.
@@ -386,9 +464,9 @@ static void settle_rest(struct sandbox *s, struct unfinished *u)
         struct job_row *job = &u->rows[i];
         struct admission a;
         struct err why = {0};
-        if ((job->state != JOB_RUNNING && job->state != JOB_QUEUED) || strncmp(job->kind, "sandbox.", 8) != 0)
+        if ((job->state != JOB_RUNNING && job->state != JOB_QUEUED) || strncmp(job->kind, "command.", 8) == 0)
             continue;
-        const bool done = strcmp(job->kind, "sandbox.stop") == 0 ? state == SANDBOX_STOPPED : state == SANDBOX_RUNNING;
+        const bool done = job_done(job->kind, state);
         admission_of(s->m, job, &a);
         err_set(&why, ERR_UNAVAILABLE, "lost", "the server was restarted while this ran");
         job_settle(s->m, job, &a, done ? JOB_SUCCEEDED : JOB_FAILED, done ? "succeeded" : "lost", done ? NULL : &why,
@@ -427,6 +505,10 @@ static bool take_sandbox(void *arg, const struct sandbox_row *row)
     struct sandbox_row copy = {0};
     if (sandbox_row_copy(&copy, row) != 0)
         return false;
+    CLEANUP_JSON json_t *runtime = row->runtime_json ? json_loads(row->runtime_json, 0, NULL) : NULL;
+    const char *name = json_get_str(runtime, "name");
+    if (name && strcmp(name, row->id) != 0) // was taken from the pool, and its directory may still have the old name
+        (void)launch_take_directory(m, name, row->id);
     struct sandbox *s = sandbox_new(m, &copy, true, &err);
     struct admission a;
     system_admission(&a, row->tenant, "sandbox.adopt", row->id);
@@ -518,6 +600,7 @@ static void reconcile_work(void *arg)
 {
     struct manager *m = arg;
     sweep_orphans(m);
+    snapshots_sweep(m);
     pthread_mutex_lock(&m->lock);
     m->reconciled = true;
     while (m->adopting > 0 && !m->stopping) {

@@ -1,0 +1,145 @@
+#include "qemu/capture.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "base/clock.h"
+
+#define BUFFER_SLACK (8u << 20) // what a guest may dirty between the look and the stop without a second mapping
+
+void capture_free(struct capture *c)
+{
+    ram_runs_free(&c->runs);
+    if (c->pages)
+        munmap(c->pages, c->mapped);
+    memset(c, 0, sizeof *c);
+}
+
+// ---- the buffer -----------------------------------------------------------------------------------------------------
+// Pages of it are there before the VM stops: a page fault costs more than the copy.
+static int buffer_make(struct capture *c, uint64_t want, uint64_t touch, struct err *err)
+{
+    if (c->pages)
+        munmap(c->pages, c->mapped);
+    c->pages = NULL;
+    c->mapped = want + BUFFER_SLACK;
+    void *p = mmap(NULL, c->mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (p == MAP_FAILED)
+        return err_sys(err, errno, "mapping a buffer for changed pages");
+    c->pages = p;
+    if (touch > 0)
+        (void)madvise(p, touch < c->mapped ? touch : c->mapped, MADV_POPULATE_WRITE); // else the copy faults them in
+    return 0;
+}
+
+static int look(const struct ram_guest *g, const struct ram_runs *base, struct ram_runs *ret, struct err *err)
+{
+    struct ram_runs dirty = {0};
+    int failed = ram_guest_dirty(g, &dirty, err);
+    if (!failed && base && base->n > 0) {
+        if (ram_runs_union(&dirty, base, ret) != 0)
+            failed = err_sys(err, ENOMEM, "listing changed pages");
+        ram_runs_free(&dirty);
+    } else {
+        *ret = dirty;
+    }
+    return failed;
+}
+
+// ---- the pause --------------------------------------------------------------------------------------------------------
+struct disk_copy {
+    const struct capture_spec *spec;
+    int64_t us;
+    int failed;
+    struct err err;
+};
+
+static void *copy_disk(void *arg)
+{
+    struct disk_copy *d = arg;
+    const int64_t t = clock_mono_us();
+    d->failed = ram_sparse_copy(d->spec->disk_from, d->spec->disk_to, NULL, &d->err);
+    d->us = clock_mono_us() - t;
+    return NULL;
+}
+
+static int copy_memory(const struct ram_guest *g, const struct capture_spec *spec, struct capture *c, struct err *err)
+{
+    const int64_t t = clock_mono_us();
+    if (look(g, spec->base, &c->runs, err) != 0)
+        return -1;
+    const uint64_t bytes = ram_runs_bytes(&c->runs);
+    if (bytes > c->mapped && buffer_make(c, bytes, 0, err) != 0)
+        return -1;
+    const int failed = ram_guest_read(g, &c->runs, c->pages, err);
+    c->memory_us = clock_mono_us() - t;
+    return failed;
+}
+
+static void step(const struct capture_spec *spec, const char *name)
+{
+    if (spec->at)
+        spec->at(spec->arg, name);
+}
+
+static int in_pause(struct vm *vm, const struct ram_guest *g, const struct capture_spec *spec, struct capture *c,
+                    struct err *err)
+{
+    struct disk_copy disk = {.spec = spec};
+    pthread_t thread;
+    const bool aside = spec->disk_to >= 0 && pthread_create(&thread, NULL, copy_disk, &disk) == 0;
+    const int64_t t = clock_mono_us();
+    step(spec, "save");
+    int failed = vm_save_state(vm, spec->state_fd, spec->timeout_ms, err);
+    c->save_us = clock_mono_us() - t;
+    step(spec, "copy");
+    if (!failed)
+        failed = copy_memory(g, spec, c, err);
+    if (aside)
+        pthread_join(thread, NULL);
+    else if (spec->disk_to >= 0)
+        copy_disk(&disk);
+    c->disk_us = disk.us;
+    if (!failed && disk.failed) {
+        *err = disk.err;
+        failed = -1;
+    }
+    return failed;
+}
+
+int vm_capture(struct vm *vm, const struct capture_spec *spec, struct capture *ret, struct err *err)
+{
+    struct capture c = {0};
+    struct ram_guest g;
+    struct ram_runs before = {0};
+    struct err cont_err = {0};
+    const bool was_paused = vm_is_paused(vm);
+    if (ram_guest_open(vm_pid(vm), spec->ram_bytes, vm_ram_is_file(vm), &g, err) != 0)
+        return -1;
+    int failed = look(&g, spec->base, &before, err);
+    const uint64_t bytes = ram_runs_bytes(&before);
+    ram_runs_free(&before);
+    if (!failed)
+        failed = buffer_make(&c, bytes + bytes / 8, bytes, err);
+    step(spec, "stop");
+    const int64_t t = clock_mono_us();
+    if (!failed && !was_paused)
+        failed = vm_pause(vm, err);
+    c.stop_us = clock_mono_us() - t;
+    if (!failed) {
+        failed = in_pause(vm, &g, spec, &c, err);
+        step(spec, "cont");
+        if (spec->go_on && !was_paused && vm_resume(vm, failed ? &cont_err : err) != 0)
+            failed = -1;
+        c.paused_us = clock_mono_us() - t;
+    }
+    ram_guest_close(&g);
+    if (failed)
+        capture_free(&c);
+    else
+        *ret = c;
+    return failed;
+}

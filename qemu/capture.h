@@ -1,0 +1,35 @@
+// capture.h - one moment of a running VM: device state and disk into files, changed memory into a buffer, while the VM is
+// stopped and for as short as it can be.
+//
+// Does not own the VM, nor the files. Blocking; worker threads; the caller excludes other acts on the VM and has frozen the
+// agent (vm_freeze) where the guest runs. Which pages: ram.h.
+#ifndef AIRLOCK_QEMU_CAPTURE_H
+#define AIRLOCK_QEMU_CAPTURE_H
+
+#include "qemu/ram.h"
+#include "qemu/vm.h"
+
+struct capture_spec {
+    uint64_t ram_bytes;
+    int state_fd;                // written from its start
+    int disk_from, disk_to;      // disk_to -1: the disk stays where it is
+    const struct ram_runs *base; // pages that differed from the template before this VM began; NULL: none
+    bool go_on;                  // the VM runs on afterwards, also after a failure
+    int timeout_ms;              // of each QMP call
+    // NULL, or called between the steps ("stop", "save", "copy", "cont") with arg.
+    void (*at)(void *arg, const char *step);
+    void *arg;
+};
+
+struct capture {
+    struct ram_runs runs;        // pages that differ from the template
+    void *pages;                 // packed, in the order of runs; mapped
+    size_t mapped;
+    int64_t paused_us, stop_us, save_us, memory_us, disk_us; // memory and disk are copied at the same time
+};
+
+// 0, or -1 with err: unsupported_capability/memory_access, unavailable/disk_full, transport_failed, timeout.
+int vm_capture(struct vm *vm, const struct capture_spec *spec, struct capture *ret, struct err *err);
+void capture_free(struct capture *c); // accepts a zeroed one
+
+#endif

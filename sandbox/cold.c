@@ -1,0 +1,425 @@
+// Pause, resume, and the cold state: memory to storage, QEMU gone, and back.
+//
+// cold:   freeze → capture (the VM stays stopped) → write → commit → end. Before `commit` a restart finds a running sandbox
+//         and lets its VM go on; after it, it ends what is left of the VM.
+// resume: prepare → launch → restore → agent → commit. Before `agent` a restart goes back to cold: the guest has not run
+//         and its disk is as it was. From `agent` on the VM is adopted and the resume finished.
+#include "sandbox/cold.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "sandbox/carry.h"
+#include "sandbox/launch.h"
+
+#define REFRESH_MS 5000
+
+// ---- rows -------------------------------------------------------------------------------------------------------
+static void row_next(struct sandbox *s, struct sandbox_row *ret, int state, const char *reason)
+{
+    struct sandbox_info *view = sandbox_view(s);
+    sandbox_row_copy(ret, &view->row);
+    sandbox_info_unref(view);
+    ret->generation++;
+    ret->updated_at_ms = clock_wall_ms();
+    ret->state = state;
+    snprintf(ret->state_reason, sizeof ret->state_reason, "%s", reason ? reason : "");
+}
+
+static void job_finish(struct job_row *job, bool ok, const char *problem, const char *ref)
+{
+    job->state = ok ? JOB_SUCCEEDED : JOB_FAILED;
+    job->stage[0] = 0;
+    job->finished_at_ms = job->updated_at_ms = clock_wall_ms();
+    free(job->problem_json);
+    job->problem_json = problem ? strdup(problem) : NULL;
+    snprintf(job->ref, sizeof job->ref, "%s", ref);
+}
+
+static int commit_row(struct sandbox *s, struct change *c, struct sandbox_row *row, struct err *err)
+{
+    c->update = row;
+    if (change_commit(s->m, c, err) != 0) {
+        sandbox_row_free(row);
+        return -1;
+    }
+    sandbox_publish(s, row);
+    return 0;
+}
+
+static void unchanged(struct sandbox *s, struct op *op)
+{
+    struct err err = {0};
+    job_begin(&op->job, &op->a, op->a.operation);
+    job_finish(&op->job, true, NULL, s->id);
+    const struct change c = {.admit = &op->a, .job_insert = &op->job, .settle = &op->a, .outcome = "unchanged",
+                             .status = op->success_status, .ref = s->id};
+    const int failed = change_commit(s->m, &c, &err);
+    op_done(op, s, failed ? &err : NULL);
+}
+
+static bool refused(struct sandbox *s, struct op *op, bool allowed, const char *code, const char *verb)
+{
+    struct err err = {0};
+    if (op_should_stop(s, op, &err)) {
+        op_done(op, s, &err);
+        return true;
+    }
+    if (allowed)
+        return false;
+    err_set(&err, ERR_CONFLICT, code, "a sandbox that is %s cannot be %s", sandbox_state_name(sandbox_present_state(s)), verb);
+    op_done(op, s, &err);
+    return true;
+}
+
+// Intent, durable, before the act.
+static int admit(struct sandbox *s, struct op *op, const char *stage, struct err *err)
+{
+    job_begin(&op->job, &op->a, op->a.operation);
+    snprintf(op->job.stage, sizeof op->job.stage, "%s", stage);
+    const struct change c = {.admit = &op->a, .job_insert = &op->job};
+    if (change_commit(s->m, &c, err) != 0)
+        return -1;
+    if (op->cb.admitted)
+        op->cb.admitted(op->cb.arg, op->a.job_id);
+    return 0;
+}
+
+// The act failed and nothing has changed: outcome, job, answer.
+static void fail(struct sandbox *s, struct op *op, const struct err *why)
+{
+    struct err err = {0};
+    struct change c = {.job_update = &op->job, .settle = &op->a, .ref = s->id};
+    CLEANUP_FREE char *problem = change_set_failure(s->m, &c, &op->a, why);
+    job_finish(&op->job, false, problem, s->id);
+    log_warn("sandbox %s: %s failed: %s (%s) %s", s->id, op->name, why->detail, why->code, why->internal);
+    if (change_commit(s->m, &c, &err) != 0)
+        log_error("sandbox %s: the failure could not be recorded: %s", s->id, err.internal);
+    op_done(op, s, why);
+}
+
+static struct vm *vm_of(struct sandbox *s)
+{
+    pthread_mutex_lock(&s->lock);
+    struct vm *vm = s->vm;
+    pthread_mutex_unlock(&s->lock);
+    return vm;
+}
+
+// ---- pause and resume -----------------------------------------------------------------------------------------------
+static void move(struct sandbox *s, struct op *op, int from, int to, json_t *facts, struct err *err)
+{
+    struct sandbox_row row = {0};
+    row_next(s, &row, to, NULL);
+    job_finish(&op->job, true, NULL, s->id);
+    struct change c = {.job_update = &op->job, .from_state = from, .cause = op->name, .settle = &op->a,
+                       .outcome = "succeeded", .status = op->success_status, .ref = s->id, .facts = facts};
+    const int failed = commit_row(s, &c, &row, err);
+    op_done(op, s, failed ? err : NULL);
+}
+
+void pause_run(struct sandbox *s, struct op *op)
+{
+    struct err err = {0};
+    const int state = sandbox_present_state(s);
+    if (state == SANDBOX_PAUSED) {
+        unchanged(s, op);
+        return;
+    }
+    struct vm *vm = vm_of(s);
+    if (refused(s, op, state == SANDBOX_RUNNING && vm, "not_pausable", "paused"))
+        return;
+    if (admit(s, op, "pause", &err) != 0) {
+        op_done(op, s, &err);
+        return;
+    }
+    crash_point(s, "pause");
+    if (vm_pause(vm, &err) != 0)
+        fail(s, op, &err);
+    else
+        move(s, op, SANDBOX_RUNNING, SANDBOX_PAUSED, NULL, &err);
+}
+
+// The guest's clock stood still: its wall clock is set before anyone is told that it runs.
+static void set_clock(struct sandbox *s, struct vm *vm, json_t *facts)
+{
+    struct err err = {0};
+    struct vm_refreshed r = {0};
+    const struct vm_identity id = {.clock = true};
+    const bool set = vm_refresh(vm, &id, REFRESH_MS, &r, &err) == 0;
+    json_put(facts, "clock_set", json_boolean(set));
+    if (set)
+        json_put_int(facts, "clock_offset_ms", r.clock_offset_ms);
+    else
+        log_warn("sandbox %s: its clock was not set after the pause: %s", s->id, err.detail);
+}
+
+void resume_run(struct sandbox *s, struct op *op)
+{
+    struct err err = {0};
+    const int state = sandbox_present_state(s);
+    if (state == SANDBOX_RUNNING) {
+        unchanged(s, op);
+        return;
+    }
+    if (state == SANDBOX_COLD) {
+        wake_run(s, op);
+        return;
+    }
+    struct vm *vm = vm_of(s);
+    if (refused(s, op, state == SANDBOX_PAUSED && vm, "not_resumable", "resumed"))
+        return;
+    if (admit(s, op, "resume", &err) != 0) {
+        op_done(op, s, &err);
+        return;
+    }
+    crash_point(s, "resume");
+    CLEANUP_JSON json_t *facts = json_object();
+    if (vm_resume(vm, &err) != 0) {
+        fail(s, op, &err);
+        return;
+    }
+    set_clock(s, vm, facts);
+    move(s, op, SANDBOX_PAUSED, SANDBOX_RUNNING, facts, &err);
+}
+
+// ---- cold -------------------------------------------------------------------------------------------------------
+void cold_erase(struct sandbox *s, uint64_t *ret_bytes)
+{
+    uint64_t bytes = 0;
+    if (s->dirfd < 0)
+        return;
+    if (fd_remove_tree(s->dirfd, "cold", &bytes) != 0)
+        log_warn("sandbox %s: its cold state could not be erased", s->id);
+    (void)fd_remove_tree(s->dirfd, ".cold", NULL);
+    if (ret_bytes)
+        *ret_bytes = bytes;
+}
+
+// What the row remembers of the files: where the memory goes back to, and which writing of it is the last.
+static void row_cold(struct sandbox_row *row, const struct moment *mo, const struct saved_result *r)
+{
+    CLEANUP_JSON json_t *o = json_object();
+    json_put_str(o, "template", mo->base.template_key);
+    json_put_str(o, "cold_manifest", r->manifest_sha256);
+    json_put_int(o, "cold_epoch", row->generation);
+    free(row->origin_json);
+    row->origin_json = json_dumps(o, JSON_COMPACT);
+}
+
+static int cold_write(struct sandbox *s, struct saved_writer *w, const struct moment *mo, struct sandbox_row *row,
+                      struct saved_result *r, struct err *err)
+{
+    CLEANUP_JSON json_t *machine = machine_of_row(s->m, row, err);
+    const struct saved_facts f = {.kind = "cold", .id = s->id, .epoch = row->generation,
+                                  .template_key = mo->base.template_key, .machine = machine, .commands = mo->commands};
+    if (!machine || saved_finish(w, &f, &mo->capture.runs, mo->capture.pages, r, err) != 0)
+        return -1;
+    row_cold(row, mo, r);
+    return 0;
+}
+
+static json_t *moment_facts(const struct moment *mo, const struct saved_result *r)
+{
+    json_t *f = json_object();
+    json_put_int(f, "bytes", r->bytes);
+    json_put_str(f, "manifest_sha256", r->manifest_sha256);
+    json_put_int(f, "paused_us", mo->capture.paused_us);
+    json_put_str(f, "template", *mo->base.template_key ? mo->base.template_key : NULL);
+    return f;
+}
+
+// The VM goes on as it was before.
+static void cold_give_up(struct sandbox *s, struct op *op, int from, struct vm *vm, const struct err *why)
+{
+    struct err err = {0};
+    if (from == SANDBOX_RUNNING && vm_is_paused(vm) && vm_resume(vm, &err) != 0)
+        log_error("sandbox %s: could not be resumed: %s", s->id, err.detail);
+    vm_thaw(vm);
+    fail(s, op, why);
+}
+
+void cold_run(struct sandbox *s, struct op *op)
+{
+    struct err err = {0};
+    struct saved_writer w = {0};
+    struct saved_result r = {0};
+    struct moment mo = {0};
+    const int from = sandbox_present_state(s);
+    if (from == SANDBOX_COLD) {
+        unchanged(s, op);
+        return;
+    }
+    struct vm *vm = vm_of(s);
+    if (refused(s, op, (from == SANDBOX_RUNNING || from == SANDBOX_PAUSED) && vm, "not_coolable", "made cold"))
+        return;
+    if (store_reserve_check(s->m->store, &err) != 0 || admit(s, op, "capture", &err) != 0) {
+        op_done(op, s, &err);
+        return;
+    }
+    int failed = saved_begin(s->m->store, s->dirfd, "cold", false, &w, &err);
+    if (!failed)
+        failed = moment_take(s, w.state_fd, -1, false, &mo, &err);
+    struct sandbox_row row = {0};
+    row_next(s, &row, SANDBOX_COLD, strcmp(op->cause, "expired") == 0 ? "expired" : NULL);
+    crash_point(s, "write");
+    if (!failed)
+        failed = cold_write(s, &w, &mo, &row, &r, &err);
+    if (failed) {
+        saved_abort(&w);
+        moment_free(&mo);
+        sandbox_row_free(&row);
+        cold_give_up(s, op, from, vm, &err);
+        return;
+    }
+    CLEANUP_JSON json_t *facts = moment_facts(&mo, &r);
+    moment_free(&mo);
+    json_decref(r.sizes);
+    json_decref(r.digests);
+    job_finish(&op->job, true, NULL, s->id);
+    crash_point(s, "commit");
+    struct change c = {.job_update = &op->job, .from_state = from, .cause = *op->cause ? op->cause : "cold",
+                       .settle = &op->a, .outcome = "succeeded", .status = op->success_status, .ref = s->id, .facts = facts};
+    if (commit_row(s, &c, &row, &err) != 0) { // not durable: it runs on, and the files are of no epoch that is known
+        cold_erase(s, NULL);
+        cold_give_up(s, op, from, vm, &err);
+        return;
+    }
+    crash_point(s, "end");
+    struct err end_err = {0};
+    if (sandbox_drop_vm(s, true, &end_err) != 0)
+        log_error("sandbox %s: %s %s", s->id, end_err.detail, end_err.internal);
+    sandbox_uid_release(s);
+    op_done(op, s, NULL);
+}
+
+// ---- back -------------------------------------------------------------------------------------------------------
+int cold_load(struct sandbox *s, const struct sandbox_row *row, const struct machine_parts *parts, struct origin **ret,
+              struct err *err)
+{
+    struct saved files = {0};
+    CLEANUP_JSON json_t *mismatches = json_array(), *machine = machine_of(parts);
+    CLEANUP_JSON json_t *o = row->origin_json ? json_loads(row->origin_json, 0, NULL) : NULL;
+    const char *manifest = json_get_str(o, "cold_manifest");
+    const struct saved_expect expect = {.kind = "cold", .id = s->id, .manifest_sha256 = manifest ? manifest : "none",
+                                        .epoch = json_get_int(o, "cold_epoch", -2)};
+    if (saved_open(s->m->store, s->dirfd, "cold", &expect, &files, mismatches, err) != 0) {
+        if (err->kind != ERR_NOT_FOUND)
+            return -1;
+        memset(err, 0, sizeof *err);
+        saved_mismatch(mismatches, "manifest", "present", "missing");
+        return saved_refuse(mismatches, err);
+    }
+    const int failed = saved_origin(s->m, &files, machine, false, mismatches, ret, err);
+    saved_close(&files);
+    return failed;
+}
+
+static void wake_commit(struct sandbox *s, struct op *op, struct launch *l)
+{
+    struct err err = {0};
+    l->row.state = SANDBOX_RUNNING;
+    l->row.state_reason[0] = 0;
+    l->row.generation++;
+    l->row.updated_at_ms = clock_wall_ms();
+    launch_describe(l);
+    job_finish(l->job, true, NULL, s->id);
+    CLEANUP_JSON json_t *facts = launch_facts(l);
+    const struct change c = {.update = &l->row, .from_state = SANDBOX_RESTORING, .cause = "resume", .job_update = l->job,
+                             .settle = &op->a, .outcome = "succeeded", .status = op->success_status, .ref = s->id,
+                             .facts = facts};
+    crash_point(s, "commit");
+    if (change_commit(s->m, &c, &err) != 0) { // it runs, and the next start finishes it
+        log_error("sandbox %s: its resume could not be recorded: %s", s->id, err.internal);
+        op_done(op, s, &err);
+        return;
+    }
+    sandbox_publish(s, &l->row);
+    cold_erase(s, NULL); // of an epoch that is over
+    op_done(op, s, NULL);
+}
+
+// Back to cold where the guest has not run; else it is a VM that died.
+static void wake_failed(struct sandbox *s, struct op *op, struct launch *l, bool ran, const struct err *why)
+{
+    struct err err = {0};
+    sandbox_uid_release(s);
+    if (ran)
+        commands_finish_all(s, OUTCOME_LOST);
+    l->row.state = ran ? SANDBOX_FAILED : SANDBOX_COLD;
+    snprintf(l->row.state_reason, sizeof l->row.state_reason, "%s", *why->code ? why->code : err_kind_name(why->kind));
+    l->row.generation++;
+    l->row.updated_at_ms = clock_wall_ms();
+    free(l->row.runtime_json);
+    l->row.runtime_json = NULL;
+    struct change c = {.update = &l->row, .from_state = SANDBOX_RESTORING, .cause = "resume", .job_update = l->job,
+                       .settle = &op->a, .ref = s->id};
+    CLEANUP_FREE char *problem = change_set_failure(s->m, &c, &op->a, why);
+    job_finish(l->job, false, problem, s->id);
+    log_warn("sandbox %s: resume failed: %s (%s) %s", s->id, why->detail, why->code, why->internal);
+    if (change_commit(s->m, &c, &err) != 0)
+        log_error("sandbox %s: the failure could not be recorded: %s", s->id, err.internal);
+    else
+        sandbox_publish(s, &l->row);
+    op_done(op, s, why);
+}
+
+static int wake_admit(struct sandbox *s, struct op *op, struct launch *l, struct err *err)
+{
+    struct sandbox_row shown = {0};
+    job_begin(&op->job, &op->a, op->a.operation);
+    l->row.state = SANDBOX_RESTORING;
+    l->row.state_reason[0] = 0;
+    l->row.generation++;
+    l->row.updated_at_ms = clock_wall_ms();
+    const struct change c = {.admit = &op->a, .update = &l->row, .from_state = SANDBOX_COLD, .cause = "resume",
+                             .job_insert = &op->job};
+    if (change_commit(s->m, &c, err) != 0 || sandbox_row_copy(&shown, &l->row) != 0)
+        return -1;
+    sandbox_publish(s, &shown);
+    if (op->cb.admitted)
+        op->cb.admitted(op->cb.arg, op->a.job_id);
+    return 0;
+}
+
+void wake_run(struct sandbox *s, struct op *op)
+{
+    struct launch l;
+    struct err err = {0};
+    launch_init(&l, s, op, LAUNCH_WAKE);
+    if (op_should_stop(s, op, &err) || store_reserve_check(s->m->store, &err) != 0 ||
+        accel_choose(s->m, NULL, &l.accel, &err) != 0 ||
+        sandbox_budget_take(s, l.accel, l.row.memory_mib, &err) != 0 || wake_admit(s, op, &l, &err) != 0) {
+        sandbox_uid_release(s);
+        op_done(op, s, &err);
+    } else if (launch_run(&l, &err) == 0) {
+        wake_commit(s, op, &l);
+    } else {
+        wake_failed(s, op, &l, l.ran, &err);
+    }
+    launch_close(&l);
+}
+
+void wake_resume(struct sandbox *s, struct op *op)
+{
+    struct launch l;
+    struct err err = {0};
+    launch_init(&l, s, op, LAUNCH_WAKE);
+    launch_resumed(&l);
+    l.vm = vm_of(s);
+    CLEANUP_JSON json_t *runtime = l.vm ? vm_runtime(l.vm) : NULL;
+    const char *accel = json_get_str(runtime, "accel");
+    l.accel = accel && strcmp(accel, "kvm") == 0 ? VM_ACCEL_KVM : VM_ACCEL_TCG;
+    (void)images_runtime(s->m->images, &l.runtime, &err);
+    if (l.vm && launch_finish(&l, &err) == 0) {
+        wake_commit(s, op, &l);
+    } else {
+        launch_undo(&l);
+        wake_failed(s, op, &l, true, &err);
+    }
+    launch_close(&l);
+}

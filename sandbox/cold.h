@@ -1,0 +1,54 @@
+// cold.h - snapshots of all kinds beyond the files: taking one of a sandbox, and putting one back into memory. Within the
+// room; capture.c.
+#ifndef AIRLOCK_SANDBOX_COLD_H
+#define AIRLOCK_SANDBOX_COLD_H
+
+#include "qemu/capture.h"
+#include "sandbox/internal.h"
+#include "sandbox/machine.h"
+#include "sandbox/saved.h"
+
+// What a sandbox's memory differs from, for a capture.
+struct base {
+    struct ram_runs runs;              // owned
+    char template_key[DIGEST_TEXT_MAX];
+};
+int base_of(struct sandbox *s, struct base *ret, struct err *err);
+void base_free(struct base *b);
+
+// The machine that a sandbox is, by its row and this host.
+json_t *machine_of_row(struct manager *m, const struct sandbox_row *row, struct err *err); // new
+
+// Turns mismatches into the error: 409 snapshot_mismatch naming each. 0 where there is none.
+int saved_refuse(const json_t *mismatches, struct err *err);
+// Memory of a saved state on top of its template, checked. mismatches as saved_open left them; machine: what it must fit.
+int saved_origin(struct manager *m, const struct saved *s, const json_t *machine, bool with_disk, json_t *mismatches,
+                 struct origin **ret, struct err *err);
+
+// The cold state of s (docs/snapshots.md).
+int cold_load(struct sandbox *s, const struct sandbox_row *row, const struct machine_parts *parts, struct origin **ret,
+              struct err *err);
+void cold_erase(struct sandbox *s, uint64_t *ret_bytes);
+
+// Freezes the agent where the VM runs, captures, lets it go on or not. `spec` lacks only base and ram_bytes.
+struct moment {
+    struct capture capture;
+    struct base base;
+    json_t *commands;                  // those that ran
+    int64_t freeze_us;
+    uint64_t disk_bytes, disk_free_bytes; // of the guest's filesystem; 0 where it was paused already
+};
+int moment_take(struct sandbox *s, int state_fd, int disk_to_fd, bool go_on, struct moment *ret, struct err *err);
+void moment_free(struct moment *mo);
+
+void cold_run(struct sandbox *s, struct op *op);
+void wake_run(struct sandbox *s, struct op *op);               // resume of a cold one
+void wake_resume(struct sandbox *s, struct op *op);            // … of an earlier server, its VM adopted
+void pause_run(struct sandbox *s, struct op *op);
+void resume_run(struct sandbox *s, struct op *op);             // from paused or cold
+void snapshot_run(struct sandbox *s, struct op *op);
+void fork_run(struct sandbox *s, struct op *op);
+void snapshots_sweep(struct manager *m);                       // half-written ones of an earlier server
+void snapshots_expire(struct manager *m);                      // reaper: what is past its retention
+
+#endif

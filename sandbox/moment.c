@@ -1,0 +1,218 @@
+// One moment of a sandbox: taken from its VM, and put back into memory from its files.
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "sandbox/carry.h"
+#include "sandbox/cold.h"
+#include "sandbox/disk.h"
+
+#define FREEZE_MS 5000
+#define QMP_MS 30000
+#define GUEST_DISK_FULL_PERCENT 95 // a guest that cannot write cannot be trusted to come back in order
+
+// ---- what memory differs from ---------------------------------------------------------------------------------------
+static int base_from_file(struct sandbox *s, const struct sandbox_row *row, struct base *b, struct err *err)
+{
+    CLEANUP_JSON json_t *o = row->origin_json ? json_loads(row->origin_json, 0, NULL) : NULL;
+    const char *key = json_get_str(o, "template");
+    snprintf(b->template_key, sizeof b->template_key, "%s", key ? key : "");
+    CLEANUP_FD int fd = openat(s->dirfd, "base.runs", O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+    if (fd < 0)
+        return errno == ENOENT ? 0 : err_sys(err, errno, "reading what a sandbox is based on");
+    return ram_runs_load(fd, (uint64_t)row->memory_mib << 20, &b->runs, err);
+}
+
+int base_of(struct sandbox *s, struct base *ret, struct err *err)
+{
+    struct base b = {0};
+    pthread_mutex_lock(&s->lock);
+    struct origin *o = s->origin ? origin_ref(s->m, s->origin) : NULL;
+    pthread_mutex_unlock(&s->lock);
+    int failed = 0;
+    if (o) {
+        const struct ram_runs none = {0};
+        snprintf(b.template_key, sizeof b.template_key, "%s", o->template_key);
+        failed = ram_runs_union(&o->runs, &none, &b.runs) != 0 ? err_sys(err, ENOMEM, "listing pages") : 0;
+    } else {
+        struct sandbox_info *view = sandbox_view(s);
+        failed = base_from_file(s, &view->row, &b, err);
+        sandbox_info_unref(view);
+    }
+    origin_unref(s->m, o);
+    if (failed)
+        base_free(&b);
+    else
+        *ret = b;
+    return failed;
+}
+
+void base_free(struct base *b)
+{
+    ram_runs_free(&b->runs);
+}
+
+json_t *machine_of_row(struct manager *m, const struct sandbox_row *row, struct err *err)
+{
+    struct image_runtime runtime;
+    if (images_runtime(m->images, &runtime, err) != 0)
+        return NULL;
+    CLEANUP_JSON json_t *backend = row->backend_json ? json_loads(row->backend_json, 0, NULL) : NULL;
+    const char *accel = json_get_str(backend, "accel");
+    const struct machine_parts parts = {.image_digest = row->image_digest, .qemu_digest = m->host.qemu_sha256,
+                                        .qemu_version = m->host.qemu_version, .runtime = &runtime,
+                                        .accel = accel && strcmp(accel, "kvm") == 0 ? VM_ACCEL_KVM : VM_ACCEL_TCG,
+                                        .vcpus = row->vcpus, .memory_mib = row->memory_mib, .disk_mib = row->disk_mib,
+                                        .tsc_khz = m->host.tsc_khz};
+    return machine_of(&parts);
+}
+
+// ---- taking -----------------------------------------------------------------------------------------------------------
+struct watch {
+    struct sandbox *s;
+    struct carry carry;
+};
+
+static void at_step(void *arg, const char *step)
+{
+    struct watch *w = arg;
+    crash_point(w->s, step);
+    if (strcmp(step, "cont") == 0) // the guest stands still: no byte more has been produced than is counted now
+        carry_offsets(w->s, &w->carry);
+}
+
+static int freeze(struct sandbox *s, struct vm *vm, struct watch *w, struct moment *mo, struct err *err)
+{
+    struct vm_frozen f;
+    const int64_t t = clock_mono_us();
+    pthread_mutex_lock(&s->lock);
+    int failed = vm_freeze_begin(vm, err); // what was sent is before it, what will be is after
+    if (!failed)
+        carry_sent_locked(s, &w->carry);
+    pthread_mutex_unlock(&s->lock);
+    if (!failed)
+        failed = vm_freeze_wait(vm, FREEZE_MS, &f, err);
+    mo->freeze_us = clock_mono_us() - t;
+    if (failed)
+        return -1;
+    mo->disk_bytes = f.disk_bytes;
+    mo->disk_free_bytes = f.disk_free_bytes;
+    if (f.disk_bytes == 0 || f.disk_free_bytes * 100 > f.disk_bytes * (100 - GUEST_DISK_FULL_PERCENT))
+        return 0;
+    err_set(err, ERR_CONFLICT, "guest_disk_full", "the guest's disk is %d %% full or more", GUEST_DISK_FULL_PERCENT);
+    return err_remedy(err, "remove files in the sandbox first");
+}
+
+int moment_take(struct sandbox *s, int state_fd, int disk_to_fd, bool go_on, struct moment *ret, struct err *err)
+{
+    struct moment mo = {0};
+    struct watch w = {.s = s};
+    pthread_mutex_lock(&s->lock);
+    struct vm *vm = s->vm;
+    const uint64_t bytes = (uint64_t)s->info->row.memory_mib << 20;
+    pthread_mutex_unlock(&s->lock);
+    if (!vm)
+        return err_set(err, ERR_TRANSPORT_FAILED, "vm_gone", "the virtual machine has ended");
+    if (base_of(s, &mo.base, err) != 0)
+        return -1;
+    CLEANUP_FD int disk = disk_to_fd >= 0 ? disk_open(s->dirfd, err) : -1;
+    const bool was_paused = vm_is_paused(vm);
+    int failed = disk_to_fd >= 0 && disk < 0 ? -1 : 0;
+    crash_point(s, "freeze");
+    if (!failed && was_paused)
+        carry_all(s, &w.carry);
+    else if (!failed)
+        failed = freeze(s, vm, &w, &mo, err);
+    const struct capture_spec spec = {.ram_bytes = bytes, .state_fd = state_fd, .disk_from = disk, .disk_to = disk_to_fd,
+                                      .base = &mo.base.runs, .go_on = go_on, .timeout_ms = QMP_MS, .at = at_step, .arg = &w};
+    if (!failed)
+        failed = vm_capture(vm, &spec, &mo.capture, err);
+    if (!was_paused && (go_on || failed))
+        vm_thaw(vm);
+    if (!failed)
+        mo.commands = carry_json(&w.carry);
+    carry_free(&w.carry);
+    if (failed)
+        moment_free(&mo);
+    else
+        *ret = mo;
+    return failed;
+}
+
+void moment_free(struct moment *mo)
+{
+    capture_free(&mo->capture);
+    base_free(&mo->base);
+    json_decref(mo->commands);
+    mo->commands = NULL;
+}
+
+// ---- putting back -------------------------------------------------------------------------------------------------------
+int saved_refuse(const json_t *mismatches, struct err *err)
+{
+    const size_t n = json_array_size(mismatches);
+    char names[200] = "";
+    if (n == 0)
+        return 0;
+    for (size_t i = 0; i < n; i++) {
+        const char *field = json_get_str(json_array_get(mismatches, i), "field");
+        const size_t at = strlen(names);
+        snprintf(names + at, sizeof names - at, "%s%s", at ? ", " : "", field);
+    }
+    err_set(err, ERR_SNAPSHOT_MISMATCH, "snapshot_mismatch", "the saved state cannot be continued here: %s", names);
+    err_remedy(err, "ask for its compat; restore it where it was made, or make a new one");
+    return -1;
+}
+
+static int load_disk(const struct saved *s, struct origin *o, json_t *mismatches, struct err *err)
+{
+    o->disk_fd = saved_open_disk(s, mismatches, err);
+    return o->disk_fd == -1 ? -1 : 0;
+}
+
+static int load_memory(struct manager *m, const struct saved *s, struct origin *o, json_t *mismatches, struct err *err)
+{
+    const char *key = json_get_str(s->manifest, "template");
+    struct origin *base = NULL;
+    if (key && *key && origin_by_key(m, key, &base, err) != 0) {
+        if (err->kind != ERR_NOT_FOUND)
+            return -1;
+        memset(err, 0, sizeof *err);
+        saved_mismatch(mismatches, "template", key, "missing");
+        return 0;
+    }
+    snprintf(o->template_key, sizeof o->template_key, "%s", key ? key : "");
+    o->ram_fd = ram_new(o->ram_bytes, err);
+    int failed = o->ram_fd < 0 || (base && ram_copy(base->ram_fd, o->ram_fd, o->ram_bytes, err) != 0);
+    origin_unref(m, base);
+    if (!failed)
+        failed = saved_load(s, o->ram_fd, o->ram_bytes, &o->runs, &o->state_fd, mismatches, err) != 0 ||
+                 ram_seal(o->ram_fd, err) != 0;
+    return failed ? -1 : 0;
+}
+
+int saved_origin(struct manager *m, const struct saved *s, const json_t *machine, bool with_disk, json_t *mismatches,
+                 struct origin **ret, struct err *err)
+{
+    struct origin *o = origin_new();
+    if (!o)
+        return err_set(err, ERR_INTERNAL, "out_of_memory", "out of memory");
+    machine_compare(json_object_get(s->manifest, "machine"), machine, mismatches);
+    o->ram_bytes = (uint64_t)json_get_int(machine, "memory_mib", 0) << 20;
+    // Only what is in order so far is worth reading; nothing of it is used where something is not.
+    int failed = saved_refuse(mismatches, err);
+    if (!failed)
+        failed = load_memory(m, s, o, mismatches, err);
+    if (!failed && with_disk)
+        failed = load_disk(s, o, mismatches, err);
+    if (!failed)
+        failed = saved_refuse(mismatches, err);
+    if (failed)
+        origin_unref(m, o);
+    else
+        *ret = o;
+    return failed;
+}

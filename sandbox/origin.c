@@ -1,0 +1,331 @@
+#include "sandbox/origin.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "sandbox/internal.h"
+#include "sandbox/saved.h"
+
+#define RETRY_MS 60000 // a template that could not be made is tried again after this
+
+int origins_open(struct manager *m, struct err *err)
+{
+    struct origins *os = &m->origins;
+    pthread_condattr_t attr;
+    pthread_mutex_init(&os->lock, NULL);
+    pthread_condattr_init(&attr);
+    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+    pthread_cond_init(&os->changed, &attr);
+    pthread_condattr_destroy(&attr);
+    if (mkdirat(m->o.state_dirfd, "templates", 0700) != 0 && errno != EEXIST)
+        return err_sys(err, errno, "making the templates' directory");
+    os->templates_dirfd = openat(m->o.state_dirfd, "templates", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    return os->templates_dirfd >= 0 ? 0 : err_sys(err, errno, "opening the templates' directory");
+}
+
+struct origin *origin_new(void)
+{
+    struct origin *o = calloc(1, sizeof *o);
+    if (!o)
+        return NULL;
+    o->refs = 1;
+    o->ram_fd = o->state_fd = o->disk_fd = o->spool_dirfd = -1;
+    return o;
+}
+
+static void origin_free(struct origin *o)
+{
+    fd_close(&o->ram_fd);
+    fd_close(&o->state_fd);
+    fd_close(&o->disk_fd);
+    fd_close(&o->spool_dirfd);
+    json_decref(o->commands);
+    ram_runs_free(&o->runs);
+    free(o);
+}
+
+struct origin *origin_ref(struct manager *m, struct origin *o)
+{
+    pthread_mutex_lock(&m->origins.lock);
+    o->refs++;
+    pthread_mutex_unlock(&m->origins.lock);
+    return o;
+}
+
+void origin_unref(struct manager *m, struct origin *o)
+{
+    if (!o)
+        return;
+    pthread_mutex_lock(&m->origins.lock);
+    o->used_ms = clock_mono_ms();
+    const bool last = --o->refs == 0;
+    pthread_mutex_unlock(&m->origins.lock);
+    if (last)
+        origin_free(o);
+}
+
+int origin_state_open(const struct origin *o, struct err *err)
+{
+    char path[40];
+    snprintf(path, sizeof path, "/proc/self/fd/%d", o->state_fd);
+    const int fd = open(path, O_RDONLY | O_CLOEXEC);
+    return fd >= 0 ? fd : err_sys(err, errno, "opening device state");
+}
+
+// ---- the cache --------------------------------------------------------------------------------------------------------
+// Under the lock.
+static struct origin *find(struct origins *os, const char *key)
+{
+    for (struct origin *o = os->list; o; o = o->next)
+        if (strcmp(o->key, key) == 0)
+            return o;
+    return NULL;
+}
+
+static void unlink_locked(struct origins *os, struct origin *o)
+{
+    for (struct origin **at = &os->list; *at; at = &(*at)->next)
+        if (*at == o) {
+            *at = o->next;
+            return;
+        }
+}
+
+void origin_forget(struct manager *m, const char *key)
+{
+    pthread_mutex_lock(&m->origins.lock);
+    struct origin *o = find(&m->origins, key);
+    if (o && o->state != ORIGIN_MAKING)
+        unlink_locked(&m->origins, o);
+    else
+        o = NULL;
+    pthread_mutex_unlock(&m->origins.lock);
+    origin_unref(m, o);
+}
+
+void origins_trim(struct manager *m)
+{
+    const uint64_t most = (uint64_t)m->o.template_memory_mib << 20;
+    for (;;) {
+        uint64_t idle = 0;
+        struct origin *oldest = NULL;
+        pthread_mutex_lock(&m->origins.lock);
+        for (struct origin *o = m->origins.list; o; o = o->next) {
+            if (o->state != ORIGIN_READY || o->refs > 1)
+                continue;
+            idle += o->held_bytes;
+            if (!oldest || o->used_ms < oldest->used_ms)
+                oldest = o;
+        }
+        const bool drop = oldest && idle > most;
+        if (drop) {
+            unlink_locked(&m->origins, oldest);
+            m->origins.evicted++;
+        }
+        pthread_mutex_unlock(&m->origins.lock);
+        if (!drop)
+            return;
+        log_info("template %.20s: dropped from memory", oldest->key);
+        origin_unref(m, oldest);
+    }
+}
+
+// Finds a ready one, or puts one into the list that the caller is to make. Waits for who makes it meanwhile.
+// 0: *ret referenced, ready; 1: *ret (the cache's) is the caller's to make; -1: it failed lately, or waiting was stopped.
+static int claim(struct manager *m, const char *key, bool (*stop)(void *), void *arg, struct origin **ret, struct err *err)
+{
+    struct origins *os = &m->origins;
+    pthread_mutex_lock(&os->lock);
+    for (;;) {
+        struct origin *o = find(os, key);
+        if (!o) {
+            o = origin_new();
+            if (!o) {
+                pthread_mutex_unlock(&os->lock);
+                return err_set(err, ERR_INTERNAL, "out_of_memory", "out of memory");
+            }
+            snprintf(o->key, sizeof o->key, "%s", key);
+            o->next = os->list;
+            os->list = o;
+            *ret = o;
+            pthread_mutex_unlock(&os->lock);
+            return 1;
+        }
+        if (o->state == ORIGIN_READY) {
+            o->refs++;
+            o->used_ms = clock_mono_ms();
+            *ret = o;
+            pthread_mutex_unlock(&os->lock);
+            return 0;
+        }
+        if (o->state == ORIGIN_FAILED && clock_mono_ms() < o->retry_ms) {
+            *err = o->err;
+            pthread_mutex_unlock(&os->lock);
+            return -1;
+        }
+        if (o->state == ORIGIN_FAILED) {
+            o->state = ORIGIN_MAKING;
+            *ret = o;
+            pthread_mutex_unlock(&os->lock);
+            return 1;
+        }
+        if (stop && stop(arg)) {
+            pthread_mutex_unlock(&os->lock);
+            return err_set(err, ERR_CONFLICT, "cancelled", "the operation was cancelled");
+        }
+        const int64_t until = clock_mono_ms() + 250; // looks at stop again
+        const struct timespec ts = {.tv_sec = until / 1000, .tv_nsec = until % 1000 * 1000000};
+        (void)pthread_cond_timedwait(&os->changed, &os->lock, &ts);
+    }
+}
+
+// The end of making: ready (one more reference for the caller), failed, or (keep_failed false) forgotten.
+static void conclude(struct manager *m, struct origin *o, const struct err *err, bool keep_failed, bool want_ref)
+{
+    struct origins *os = &m->origins;
+    pthread_mutex_lock(&os->lock);
+    o->used_ms = clock_mono_ms();
+    if (!err) {
+        o->held_bytes = ram_bytes(o->ram_fd);
+        o->state = ORIGIN_READY;
+        o->refs += want_ref;
+    } else {
+        o->state = ORIGIN_FAILED;
+        o->err = *err;
+        o->retry_ms = clock_mono_ms() + RETRY_MS;
+        if (!keep_failed)
+            unlink_locked(os, o);
+    }
+    pthread_cond_broadcast(&os->changed);
+    pthread_mutex_unlock(&os->lock);
+    if (err && !keep_failed)
+        origin_unref(m, o);
+}
+
+// ---- templates --------------------------------------------------------------------------------------------------------
+struct making {
+    struct manager *m;
+    struct origin *o;
+    struct machine_parts parts;
+    struct image_runtime runtime;
+    char image[DIGEST_TEXT_MAX];
+};
+
+static void make_work(void *arg)
+{
+    struct making *w = arg;
+    struct err err = {0};
+    const int64_t t = clock_mono_ms();
+    const int failed = template_make(w->m, &w->parts, w->o, &err);
+    if (failed)
+        log_warn("template %.20s: could not be made: %s (%s) %s", w->o->key, err.detail, err.code, err.internal);
+    else
+        log_info("template %.20s: made in %lld ms", w->o->key, (long long)(clock_mono_ms() - t));
+    conclude(w->m, w->o, failed ? &err : NULL, true, false);
+    atomic_fetch_sub(&w->m->active, 1);
+    origins_trim(w->m);
+    free(w);
+}
+
+static int make_aside(struct manager *m, const struct machine_parts *parts, struct origin *o, struct err *err)
+{
+    struct making *w = calloc(1, sizeof *w);
+    if (w) {
+        *w = (struct making){.m = m, .o = o, .parts = *parts, .runtime = *parts->runtime};
+        snprintf(w->image, sizeof w->image, "%s", parts->image_digest);
+        w->parts.image_digest = w->image;
+        w->parts.runtime = &w->runtime;
+        atomic_fetch_add(&m->active, 1);
+        if (work_submit(m->ops, make_work, w) == 0)
+            return 0;
+        atomic_fetch_sub(&m->active, 1);
+        free(w);
+    }
+    return err_set(err, ERR_UNAVAILABLE, "busy", "too many operations wait already");
+}
+
+int origin_template(struct manager *m, const struct machine_parts *parts, bool (*stop)(void *), void *arg,
+                    struct origin **ret, struct err *err)
+{
+    char key[DIGEST_TEXT_MAX];
+    CLEANUP_JSON json_t *machine = machine_of(parts);
+    if (!machine_key(machine, key))
+        return err_set(err, ERR_INTERNAL, "out_of_memory", "out of memory");
+    struct origin *o = NULL;
+    const int claimed = claim(m, key, stop, arg, &o, err);
+    if (claimed == 0)
+        *ret = o;
+    if (claimed <= 0)
+        return claimed == 0 ? 0 : strcmp(err->code, "cancelled") == 0 ? -1 : 1;
+    struct err load_err = {0};
+    const int loaded = template_load(m, key, o, &load_err);
+    if (loaded == 0) {
+        conclude(m, o, NULL, true, true);
+        *ret = o;
+        return 0;
+    }
+    if (loaded > 0 && make_aside(m, parts, o, &load_err) == 0)
+        return 1;
+    conclude(m, o, &load_err, true, false);
+    return 1;
+}
+
+int origin_by_key(struct manager *m, const char *key, struct origin **ret, struct err *err)
+{
+    struct origin *o = NULL;
+    const int claimed = claim(m, key, NULL, NULL, &o, err);
+    if (claimed == 0)
+        *ret = o;
+    if (claimed <= 0)
+        return claimed;
+    const int loaded = template_load(m, key, o, err);
+    if (loaded == 0) {
+        conclude(m, o, NULL, true, true);
+        *ret = o;
+        return 0;
+    }
+    if (loaded > 0)
+        err_set(err, ERR_NOT_FOUND, "template_missing", "the template that this was built on is not there");
+    conclude(m, o, err, false, false);
+    return -1;
+}
+
+// ---- snapshots --------------------------------------------------------------------------------------------------------
+// What was loaded becomes the cache's entry.
+static void take_over(struct origin *to, struct origin *from)
+{
+    to->ram_fd = fd_steal(&from->ram_fd);
+    to->state_fd = fd_steal(&from->state_fd);
+    to->disk_fd = fd_steal(&from->disk_fd);
+    to->spool_dirfd = fd_steal(&from->spool_dirfd);
+    to->commands = from->commands;
+    to->runs = from->runs;
+    to->ram_bytes = from->ram_bytes;
+    snprintf(to->template_key, sizeof to->template_key, "%s", from->template_key);
+    from->commands = NULL;
+    from->runs = (struct ram_runs){0};
+}
+
+int origin_snapshot(struct manager *m, const struct snapshot_row *row, struct origin **ret, struct err *err)
+{
+    struct origin *o = NULL, *made = NULL;
+    const int claimed = claim(m, row->id, NULL, NULL, &o, err);
+    if (claimed == 0)
+        *ret = o;
+    if (claimed <= 0)
+        return claimed;
+    const int failed = snapshot_origin_make(m, row, &made, err);
+    if (!failed) {
+        take_over(o, made);
+        *ret = o;
+    }
+    origin_unref(m, made);
+    conclude(m, o, failed ? err : NULL, false, !failed);
+    origins_trim(m);
+    return failed;
+}

@@ -1,0 +1,73 @@
+// origin.h - what forks continue from: a guest's memory (sealed memfd), device state and disk at one moment. Loaded origins
+// are kept by key: templates are made here on first need, snapshots are put together from their template and their file.
+//
+// Owns: the descriptors, the cache and its limits, <state>/templates. Does not own: sandboxes, snapshots' rows.
+// Threads: any; calls block (loading, or waiting for somebody who loads). A struct origin does not change once it is
+// handed out.
+#ifndef AIRLOCK_SANDBOX_ORIGIN_H
+#define AIRLOCK_SANDBOX_ORIGIN_H
+
+#include "qemu/ram.h"
+#include "sandbox/machine.h"
+
+struct manager;
+struct snapshot_row;
+
+enum origin_state { ORIGIN_MAKING, ORIGIN_READY, ORIGIN_FAILED };
+
+struct origin {
+    struct origin *next;
+    int refs;                          // under origins.lock; the cache itself holds one
+    enum origin_state state;
+    char key[DIGEST_TEXT_MAX];         // template key or snapshot id; "" for a live fork: not in the cache
+    char template_key[DIGEST_TEXT_MAX]; // what its pages differ from; "" for nothing
+    int ram_fd, state_fd, disk_fd;     // disk_fd -1: the user has its own
+    uint64_t ram_bytes;                // guest memory
+    uint64_t held_bytes;               // that the memory file really holds
+    json_t *commands;                  // that ran at that moment (carry.h); NULL: none
+    int spool_dirfd;                   // their output so far; -1: none
+    struct ram_runs runs;              // pages that differ from the template; empty for a template
+    int64_t used_ms;                   // monotonic
+    int64_t retry_ms;                  // failed: not again before
+    struct err err;
+};
+
+struct origins {
+    pthread_mutex_t lock;
+    pthread_cond_t changed;
+    struct origin *list;
+    int templates_dirfd;
+    uint64_t made, loaded, evicted;    // for gauges
+};
+
+int origins_open(struct manager *m, struct err *err);
+
+// The template of these parts. 0: *ret referenced (waits while it is made or loaded); 1: there is none, it is being made
+// in the background now: boot; -1 with err only where waiting was cut short (stop says so, NULL: never).
+int origin_template(struct manager *m, const struct machine_parts *parts, bool (*stop)(void *arg), void *arg,
+                    struct origin **ret, struct err *err);
+// Templates are made by this (template.c): blocking, several seconds.
+int template_make(struct manager *m, const struct machine_parts *parts, struct origin *o, struct err *err);
+// Loads one from disk. 0; 1: not there or not in order (which is logged, and it is removed); -1.
+int template_load(struct manager *m, const char *key, struct origin *o, struct err *err);
+
+// A template by key alone, for what is built on it: not made where it is missing (not_found/template_missing).
+int origin_by_key(struct manager *m, const char *key, struct origin **ret, struct err *err);
+
+// A snapshot, checked in full. snapshot_mismatch with the fields named.
+int origin_snapshot(struct manager *m, const struct snapshot_row *row, struct origin **ret, struct err *err);
+
+// Loads one (snapshot.c).
+int snapshot_origin_make(struct manager *m, const struct snapshot_row *row, struct origin **ret, struct err *err);
+
+struct origin *origin_new(void);            // empty, one reference; for what is not cached
+struct origin *origin_ref(struct manager *m, struct origin *o);
+void origin_unref(struct manager *m, struct origin *o);        // accepts NULL
+// Takes it out of the cache (its users go on).
+void origin_forget(struct manager *m, const char *key);
+// A descriptor of its own offset. -1 with err.
+int origin_state_open(const struct origin *o, struct err *err);
+// Drops what nobody uses above the limits.
+void origins_trim(struct manager *m);
+
+#endif

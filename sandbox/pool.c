@@ -1,0 +1,307 @@
+#include "sandbox/pool.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "sandbox/disk.h"
+#include "sandbox/internal.h"
+
+#define RESTORE_MS 30000
+#define READY_MS 60000
+#define WARM_ROUNDS 2        // the second meets translated code
+#define YIELD_MS 20          // a request launches something: look again after this
+#define YIELD_MOST_MS 3000   // … but a server that always launches fills its pool too
+#define CLASSES_MAX 16
+
+struct pool_class {
+    struct pool_class *next;
+    char key[DIGEST_TEXT_MAX], image[DIGEST_TEXT_MAX];
+    struct machine_parts parts;
+    struct image_runtime runtime;
+    struct origin *origin;
+    struct pool_entry *ready, *parked;
+    unsigned n_ready, n_parked;
+    int64_t used_ms, retry_ms;
+};
+
+int pool_open(struct manager *m, struct err *err)
+{
+    pthread_mutex_init(&m->pool.lock, NULL);
+    (void)fd_remove_tree(m->o.state_dirfd, "pool", NULL); // disks of an earlier server's entries
+    if (mkdirat(m->o.state_dirfd, "pool", 0700) != 0 && errno != EEXIST)
+        return err_sys(err, errno, "making the pool's directory");
+    m->pool.dirfd = openat(m->o.state_dirfd, "pool", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    return m->pool.dirfd >= 0 ? 0 : err_sys(err, errno, "opening the pool's directory");
+}
+
+static bool enabled(const struct manager *m)
+{
+    return m->o.templates && (m->o.pool > 0 || m->o.pool_parked > 0);
+}
+
+// ---- classes ------------------------------------------------------------------------------------------------------
+static struct pool_class *find_class(struct pool *p, const char *key)
+{
+    struct pool_class *c = p->classes;
+    while (c && strcmp(c->key, key) != 0)
+        c = c->next;
+    return c;
+}
+
+void pool_want(struct manager *m, const struct machine_parts *parts, struct origin *o)
+{
+    struct pool *p = &m->pool;
+    if (!enabled(m) || !*o->key)
+        return;
+    pthread_mutex_lock(&p->lock);
+    struct pool_class *c = find_class(p, o->key);
+    unsigned n = 0;
+    for (const struct pool_class *one = p->classes; one; one = one->next)
+        n++;
+    if (!c && n < CLASSES_MAX && (c = calloc(1, sizeof *c))) {
+        c->parts = *parts;
+        c->runtime = *parts->runtime;
+        snprintf(c->key, sizeof c->key, "%s", o->key);
+        snprintf(c->image, sizeof c->image, "%s", parts->image_digest);
+        c->parts.runtime = &c->runtime;
+        c->parts.image_digest = c->image;
+        c->origin = origin_ref(m, o);
+        c->next = p->classes;
+        p->classes = c;
+    }
+    if (c)
+        c->used_ms = clock_mono_ms();
+    pthread_mutex_unlock(&p->lock);
+    pool_refill(m);
+}
+
+// ---- entries --------------------------------------------------------------------------------------------------------
+void pool_entry_done(struct manager *m, struct pool_entry *e)
+{
+    (void)fd_remove_tree(m->pool.dirfd, e->name, NULL);
+    (void)fd_remove_tree(m->run_dirfd, e->name, NULL);
+    origin_unref(m, e->origin);
+    warm_free(&e->warm);
+    free(e);
+}
+
+void pool_entry_end(struct manager *m, struct pool_entry *e)
+{
+    struct err err = {0};
+    if (e->vm) {
+        if (vm_end(e->vm, &err) != 0)
+            log_error("pool: %s %s", err.detail, err.internal);
+        vm_free(e->vm);
+    }
+    if (e->uid)
+        manager_uid_give(m, e->uid);
+    budget_give(m, e->reserved_mib);
+    pool_entry_done(m, e);
+}
+
+static int entry_launch(struct manager *m, struct pool_class *c, struct pool_entry *e, struct err *err)
+{
+    const unsigned need = budget_need(c->parts.accel, c->parts.memory_mib);
+    if (mkdirat(m->pool.dirfd, e->name, 0700) != 0 || mkdirat(m->run_dirfd, e->name, 0700) != 0)
+        return err_sys(err, errno, "making a pooled sandbox");
+    CLEANUP_FD int dir = openat(m->pool.dirfd, e->name, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    CLEANUP_FD int run = openat(m->run_dirfd, e->name, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (dir < 0 || run < 0)
+        return err_sys(err, errno, "opening a pooled sandbox");
+    if (budget_take(m, need, err) != 0)
+        return -1;
+    e->reserved_mib = need;
+    CLEANUP_FD int root = images_open_blob(m->images, c->image, err);
+    if (root < 0 || disk_copy(e->origin->disk_fd, dir, err) != 0 || manager_uid_take(m, &e->uid, err) != 0)
+        return -1;
+    CLEANUP_FD int disk = disk_open(dir, err);
+    if (disk < 0)
+        return -1;
+    const struct vm_spec spec = {.id = e->name, .accel = c->parts.accel, .qemu_path = m->o.qemu_path,
+                                 .vcpus = c->parts.vcpus, .memory_mib = c->parts.memory_mib, .tsc_khz = m->host.tsc_khz,
+                                 .kernel_fd = -1, .initrd_fd = -1, .root_fd = root, .disk_fd = disk,
+                                 .ram_fd = e->origin->ram_fd, .incoming = true, .run_dirfd = run, .jail_uid = e->uid,
+                                 .cgroup_parent = m->o.cgroup_parent};
+    e->vm = vm_launch(&spec, m->loop, &WARM_CALLBACKS, &e->warm, err);
+    return e->vm ? 0 : -1;
+}
+
+static int entry_restore(struct manager *m, struct pool_entry *e, struct err *err)
+{
+    CLEANUP_FD int state = origin_state_open(e->origin, err);
+    (void)m;
+    vm_background(e->vm, true);
+    if (state < 0 || vm_restore(e->vm, state, RESTORE_MS, err) != 0 || vm_resume(e->vm, err) != 0 ||
+        !vm_wait_ready(e->vm, clock_mono_ms() + READY_MS, err) || warm_up(&e->warm, e->vm, WARM_ROUNDS, err) != 0)
+        return -1;
+    e->restored = true;
+    return 0;
+}
+
+static struct pool_entry *entry_make(struct manager *m, struct pool_class *c, bool restore, struct err *err)
+{
+    struct pool_entry *e = calloc(1, sizeof *e);
+    if (!e) {
+        err_set(err, ERR_INTERNAL, "out_of_memory", "out of memory");
+        return NULL;
+    }
+    e->class = c;
+    e->origin = origin_ref(m, c->origin);
+    warm_init(&e->warm);
+    id_new(ID_SANDBOX, e->name);
+    if (entry_launch(m, c, e, err) == 0 && (!restore || entry_restore(m, e, err) == 0))
+        return e;
+    pool_entry_end(m, e);
+    return NULL;
+}
+
+struct pool_entry *pool_take(struct manager *m, const char *key)
+{
+    struct pool *p = &m->pool;
+    struct pool_entry *e = NULL, *dead = NULL;
+    if (!enabled(m))
+        return NULL;
+    pthread_mutex_lock(&p->lock);
+    struct pool_class *c = find_class(p, key);
+    while (c && !e && (c->ready || c->parked)) {
+        struct pool_entry **list = c->ready ? &c->ready : &c->parked;
+        unsigned *n = c->ready ? &c->n_ready : &c->n_parked;
+        e = *list;
+        *list = e->next;
+        --*n;
+        if (warm_gone(&e->warm)) {
+            e->next = dead;
+            dead = e;
+            e = NULL;
+        }
+    }
+    if (c)
+        c->used_ms = clock_mono_ms();
+    p->hits += e != NULL;
+    p->misses += e == NULL;
+    pthread_mutex_unlock(&p->lock);
+    while (dead) {
+        struct pool_entry *next = dead->next;
+        pool_entry_end(m, dead);
+        dead = next;
+    }
+    return e;
+}
+
+// ---- filling --------------------------------------------------------------------------------------------------------
+void pool_count(struct manager *m, unsigned *ret_ready, unsigned *ret_parked, unsigned *ret_mib)
+{
+    *ret_ready = *ret_parked = *ret_mib = 0;
+    pthread_mutex_lock(&m->pool.lock);
+    for (const struct pool_class *c = m->pool.classes; c; c = c->next) {
+        *ret_ready += c->n_ready;
+        *ret_parked += c->n_parked;
+        *ret_mib += (c->n_ready + c->n_parked) * budget_need(c->parts.accel, c->parts.memory_mib);
+    }
+    pthread_mutex_unlock(&m->pool.lock);
+}
+
+// The class used last that lacks something; what it lacks in *ret_restore. NULL: all is full, or the ceiling is reached.
+static struct pool_class *lacking(struct manager *m, bool *ret_restore)
+{
+    struct pool_class *best = NULL;
+    unsigned ready, parked, mib;
+    pool_count(m, &ready, &parked, &mib);
+    pthread_mutex_lock(&m->pool.lock);
+    for (struct pool_class *c = m->pool.classes; c; c = c->next) {
+        const bool lacks = c->n_ready < m->o.pool || c->n_parked < m->o.pool_parked;
+        const unsigned need = budget_need(c->parts.accel, c->parts.memory_mib);
+        if (lacks && mib + need <= (unsigned)m->o.pool_memory_mib && clock_mono_ms() >= c->retry_ms &&
+            (!best || c->used_ms > best->used_ms))
+            best = c;
+    }
+    if (best)
+        *ret_restore = best->n_ready < m->o.pool;
+    pthread_mutex_unlock(&m->pool.lock);
+    return best;
+}
+
+static bool busy(struct manager *m)
+{
+    pthread_mutex_lock(&m->lock);
+    const bool launching = m->launches > 0;
+    pthread_mutex_unlock(&m->lock);
+    return launching;
+}
+
+static bool stopping(struct manager *m)
+{
+    pthread_mutex_lock(&m->lock);
+    const bool stop = m->stopping;
+    pthread_mutex_unlock(&m->lock);
+    return stop;
+}
+
+static void yield_to_requests(struct manager *m)
+{
+    const struct timespec pause = {.tv_nsec = YIELD_MS * 1000000l};
+    for (int64_t until = clock_mono_ms() + YIELD_MOST_MS; busy(m) && !stopping(m) && clock_mono_ms() < until;)
+        nanosleep(&pause, NULL); // who launches is another's business: nobody is there to wake us
+}
+
+static void keep(struct manager *m, struct pool_class *c, struct pool_entry *e)
+{
+    pthread_mutex_lock(&m->pool.lock);
+    struct pool_entry **list = e->restored ? &c->ready : &c->parked;
+    while (*list) // used in the order in which they were made
+        list = &(*list)->next;
+    *list = e;
+    c->n_ready += e->restored;
+    c->n_parked += !e->restored;
+    m->pool.made++;
+    pthread_mutex_unlock(&m->pool.lock);
+}
+
+static void fill_work(void *arg)
+{
+    struct manager *m = arg;
+    bool restore = true;
+    for (struct pool_class *c; !stopping(m) && (c = lacking(m, &restore));) {
+        struct err err = {0};
+        yield_to_requests(m);
+        struct pool_entry *e = stopping(m) ? NULL : entry_make(m, c, restore, &err);
+        if (e) {
+            keep(m, c, e);
+            continue;
+        }
+        log_warn_limited("pool: a sandbox could not be made ahead: %s (%s) %s", err.detail, err.code, err.internal);
+        pthread_mutex_lock(&m->pool.lock);
+        m->pool.failed++;
+        c->retry_ms = clock_mono_ms() + 5000;
+        pthread_mutex_unlock(&m->pool.lock);
+    }
+    pthread_mutex_lock(&m->pool.lock);
+    m->pool.filling = false;
+    pthread_mutex_unlock(&m->pool.lock);
+    atomic_fetch_sub(&m->active, 1);
+}
+
+void pool_refill(struct manager *m)
+{
+    bool restore, go;
+    if (!enabled(m) || stopping(m) || !lacking(m, &restore))
+        return;
+    pthread_mutex_lock(&m->pool.lock);
+    go = !m->pool.filling;
+    m->pool.filling = true;
+    pthread_mutex_unlock(&m->pool.lock);
+    if (!go)
+        return;
+    atomic_fetch_add(&m->active, 1);
+    if (work_submit(m->ops, fill_work, m) == 0)
+        return;
+    atomic_fetch_sub(&m->active, 1);
+    pthread_mutex_lock(&m->pool.lock);
+    m->pool.filling = false;
+    pthread_mutex_unlock(&m->pool.lock);
+}

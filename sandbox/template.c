@@ -1,0 +1,221 @@
+// Templates: a boot of our own, warmed, stopped, and kept. Also what is on disk of them: loading, evicting.
+#include "sandbox/origin.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "qemu/capture.h"
+#include "sandbox/disk.h"
+#include "sandbox/internal.h"
+#include "sandbox/saved.h"
+#include "sandbox/warm.h"
+
+#define WARM_ROUNDS 4       // after three the guest's page cache does not grow any more
+#define FREEZE_MS 5000
+#define QMP_MS 20000
+
+// The directory's name: the hex digits of the key.
+static const char *name_of(const char *key)
+{
+    return strncmp(key, "sha256:", 7) == 0 ? key + 7 : key;
+}
+
+struct build {
+    struct manager *m;
+    const struct machine_parts *parts;
+    struct origin *o;
+    json_t *machine;
+    char id[ID_MAX];                    // names the process and its run directory
+    int run_dirfd, kernel_fd, initrd_fd, root_fd;
+    unsigned uid;
+    struct saved_writer w;
+    struct warm warm;
+    struct vm *vm;
+};
+
+static int open_blobs(struct build *b, struct err *err)
+{
+    struct images *im = b->m->images;
+    b->kernel_fd = images_open_blob(im, b->parts->runtime->kernel_digest, err);
+    b->initrd_fd = b->kernel_fd < 0 ? -1 : images_open_blob(im, b->parts->runtime->initramfs_digest, err);
+    b->root_fd = b->initrd_fd < 0 ? -1 : images_open_blob(im, b->parts->image_digest, err);
+    return b->root_fd < 0 ? -1 : 0;
+}
+
+static int boot(struct build *b, struct err *err)
+{
+    struct manager *m = b->m;
+    id_new(ID_SANDBOX, b->id);
+    if (mkdirat(m->run_dirfd, b->id, 0700) != 0 ||
+        (b->run_dirfd = openat(m->run_dirfd, b->id, O_RDONLY | O_DIRECTORY | O_CLOEXEC)) < 0)
+        return err_sys(err, errno, "making a template's directory");
+    if (manager_uid_take(m, &b->uid, err) != 0)
+        return -1;
+    const struct vm_spec spec = {.id = b->id, .accel = b->parts->accel, .qemu_path = m->o.qemu_path,
+                                 .vcpus = b->parts->vcpus, .memory_mib = b->parts->memory_mib,
+                                 .tsc_khz = m->host.tsc_khz, .kernel_fd = b->kernel_fd, .initrd_fd = b->initrd_fd,
+                                 .root_fd = b->root_fd, .disk_fd = b->w.disk_fd, .ram_fd = b->o->ram_fd, .ram_shared = true,
+                                 .run_dirfd = b->run_dirfd, .jail_uid = b->uid, .cgroup_parent = m->o.cgroup_parent};
+    b->vm = vm_launch(&spec, m->loop, &WARM_CALLBACKS, &b->warm, err);
+    if (!b->vm)
+        return -1;
+    vm_background(b->vm, true);
+    if (!vm_wait_ready(b->vm, clock_mono_ms() + m->o.boot_timeout_ms, err))
+        return -1;
+    return warm_up(&b->warm, b->vm, WARM_ROUNDS, err);
+}
+
+static int stop_and_save(struct build *b, struct err *err)
+{
+    struct vm_frozen frozen;
+    struct capture c = {0};
+    const struct capture_spec spec = {.ram_bytes = b->o->ram_bytes, .state_fd = b->w.state_fd, .disk_from = -1,
+                                      .disk_to = -1, .timeout_ms = QMP_MS};
+    if (vm_freeze(b->vm, FREEZE_MS, &frozen, err) != 0 || vm_capture(b->vm, &spec, &c, err) != 0)
+        return -1;
+    capture_free(&c);
+    struct vm *vm = b->vm;
+    b->vm = NULL;
+    const int failed = vm_end(vm, err);
+    vm_free(vm);
+    return failed ? -1 : ram_seal(b->o->ram_fd, err);
+}
+
+// Packs the template's pages for its file.
+static int keep(struct build *b, struct err *err)
+{
+    struct origin *o = b->o;
+    struct ram_runs runs = {0};
+    struct saved_result r = {0};
+    if (ram_runs_of_file(o->ram_fd, o->ram_bytes, &runs, err) != 0)
+        return -1;
+    const uint64_t bytes = ram_runs_bytes(&runs);
+    uint8_t *packed = malloc(bytes + 1);
+    const uint8_t *ram = mmap(NULL, o->ram_bytes, PROT_READ, MAP_PRIVATE, o->ram_fd, 0);
+    int failed = !packed || ram == MAP_FAILED ? err_sys(err, ENOMEM, "reading a template") : 0;
+    for (size_t i = 0, at = 0; !failed && i < runs.n; i++) {
+        memcpy(packed + at, ram + runs.v[i].offset, runs.v[i].pages * RAM_PAGE);
+        at += runs.v[i].pages * RAM_PAGE;
+    }
+    const struct saved_facts f = {.kind = "template", .id = o->key, .template_key = "", .machine = b->machine};
+    if (!failed)
+        failed = saved_finish(&b->w, &f, &runs, packed, &r, err);
+    json_decref(r.sizes);
+    json_decref(r.digests);
+    if (ram != MAP_FAILED)
+        munmap((void *)ram, o->ram_bytes);
+    free(packed);
+    ram_runs_free(&runs);
+    return failed;
+}
+
+static void build_end(struct build *b)
+{
+    struct manager *m = b->m;
+    struct err ignored = {0};
+    if (b->vm) {
+        (void)vm_end(b->vm, &ignored);
+        vm_free(b->vm);
+    }
+    if (b->uid)
+        manager_uid_give(m, b->uid);
+    fd_close(&b->run_dirfd);
+    fd_close(&b->kernel_fd);
+    fd_close(&b->initrd_fd);
+    fd_close(&b->root_fd);
+    if (*b->id)
+        (void)fd_remove_tree(m->run_dirfd, b->id, NULL);
+    saved_abort(&b->w);
+    warm_free(&b->warm);
+    json_decref(b->machine);
+}
+
+int template_make(struct manager *m, const struct machine_parts *parts, struct origin *o, struct err *err)
+{
+    struct build b = {.m = m, .parts = parts, .o = o, .run_dirfd = -1, .kernel_fd = -1, .initrd_fd = -1, .root_fd = -1,
+                      .machine = machine_of(parts)};
+    warm_init(&b.warm);
+    o->ram_bytes = (uint64_t)parts->memory_mib << 20;
+    fd_close(&o->ram_fd);
+    o->ram_fd = ram_new(o->ram_bytes, err);
+    int failed = o->ram_fd < 0 || open_blobs(&b, err) != 0 ||
+                 saved_begin(m->store, m->origins.templates_dirfd, name_of(o->key), true, &b.w, err) != 0 ||
+                 disk_fill(m->o.state_dirfd, b.w.disk_fd, parts->disk_mib, err) != 0 || boot(&b, err) != 0 ||
+                 stop_and_save(&b, err) != 0 || keep(&b, err) != 0;
+    build_end(&b);
+    if (!failed) { // the state as it was written, and checked on the way back
+        fd_close(&o->ram_fd);
+        failed = template_load(m, o->key, o, err) != 0;
+        m->origins.made += !failed;
+    }
+    if (failed) {
+        fd_close(&o->ram_fd);
+        if (err->kind == ERR_NONE)
+            err_set(err, ERR_INTERNAL, "template_failed", "the template could not be made");
+    }
+    return failed ? -1 : 0;
+}
+
+// ---- on disk ----------------------------------------------------------------------------------------------------------
+static void say_mismatches(const char *key, const json_t *mismatches)
+{
+    size_t i;
+    json_t *one;
+    json_array_foreach(mismatches, i, one)
+        log_warn("template %.20s: %s: expected %s, found %s", key, json_get_str(one, "field"),
+                 json_get_str(one, "expected"), json_get_str(one, "found"));
+}
+
+static int load(struct manager *m, const struct saved *s, struct origin *o, json_t *mismatches, struct err *err)
+{
+    const json_t *machine = json_object_get(s->manifest, "machine");
+    o->ram_bytes = (uint64_t)json_get_int(machine, "memory_mib", 0) << 20;
+    (void)m;
+    if (o->ram_bytes == 0 || o->ram_bytes > (uint64_t)LIMIT_MEMORY_MIB_MAX << 20) {
+        saved_mismatch(mismatches, "memory_mib", "a size", "none");
+        return 0;
+    }
+    o->ram_fd = ram_new(o->ram_bytes, err);
+    if (o->ram_fd < 0 || saved_load(s, o->ram_fd, o->ram_bytes, NULL, &o->state_fd, mismatches, err) != 0)
+        return -1;
+    o->disk_fd = saved_open_disk(s, mismatches, err);
+    if (o->disk_fd == -1)
+        return -1;
+    return ram_seal(o->ram_fd, err);
+}
+
+int template_load(struct manager *m, const char *key, struct origin *o, struct err *err)
+{
+    struct saved s = {0};
+    CLEANUP_JSON json_t *mismatches = json_array();
+    const struct saved_expect expect = {.kind = "template", .id = key, .epoch = 0};
+    if (saved_open(m->store, m->origins.templates_dirfd, name_of(key), &expect, &s, mismatches, err) != 0) {
+        const bool missing = err->kind == ERR_NOT_FOUND;
+        if (missing)
+            memset(err, 0, sizeof *err);
+        return missing ? 1 : -1;
+    }
+    const int failed = json_array_size(mismatches) == 0 ? load(m, &s, o, mismatches, err) : 0;
+    if (!failed && json_array_size(mismatches) == 0)
+        (void)futimens(s.dirfd, NULL); // used now: eviction goes by it
+    saved_close(&s);
+    if (!failed && json_array_size(mismatches) == 0) {
+        snprintf(o->template_key, sizeof o->template_key, "%s", key);
+        m->origins.loaded++;
+        return 0;
+    }
+    fd_close(&o->ram_fd);
+    fd_close(&o->state_fd);
+    fd_close(&o->disk_fd);
+    if (failed)
+        return -1;
+    say_mismatches(key, mismatches);
+    return 1;
+}
