@@ -1,5 +1,5 @@
 """The host's half of the agent protocol (proto/frame.h, proto/msg.h) and a bare QEMU to speak it to: no server, no
-store, no jail. For test_identity.py; kept simple, trusts the guest."""
+store, no jail. For tests/guest/refresh; kept simple, trusts the guest."""
 import os
 import secrets
 import select
@@ -142,7 +142,7 @@ class Op:
 
 def command_state(payload):
     f = fields(payload)
-    names = "phase outcome code signal stage errno pid ms out err in".split()
+    names = "phase outcome code signal stage errno pid ms out err in received".split()
     return {"name": f[1][0].decode(), **{n: number(f, i + 2) for i, n in enumerate(names)}}
 
 
