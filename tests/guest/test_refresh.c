@@ -157,8 +157,10 @@ static int setup(void **state)
         return -1;
     for (size_t i = 0; i < 6; i++)
         snprintf(paths[i], sizeof paths[i], "%s/%s", dir, NAMES[i]);
-    machine = (struct identity){paths[0], paths[1], MACHINE_ID_LEN, -1};
-    boot = (struct identity){paths[2], paths[3], BOOT_ID_LEN, -1};
+    machine.path = paths[0];
+    machine.file = paths[1];
+    boot.path = paths[2];
+    boot.file = paths[3];
     dbus_path = paths[4];
     dbus_temporary = paths[5];
     put(paths[2], KERNELS "\n");
@@ -172,6 +174,18 @@ static int teardown(void **state)
     fd_close(&boot.fd);
     fd_close(&random_fd);
     return fd_remove_tree(AT_FDCWD, dir, NULL);
+}
+
+static bool found(const char *path, char *out, size_t cap)
+{
+    struct stat st;
+    return read_line(path, out, cap, &st);
+}
+
+static bool bound(const struct identity *id, const char *path)
+{
+    struct stat st;
+    return stat(path, &st) == 0 && is_ours(id, &st);
 }
 
 static struct refreshed done;
@@ -208,18 +222,18 @@ static void a_boot_makes_a_machine_id_and_keeps_the_boot_id(void **state)
     char first[40], second[40];
     (void)state;
     refresh_prepare();
-    assert_true(read_line(machine.path, first, sizeof first));
+    assert_true(found(machine.path, first, sizeof first));
     assert_true(machine_id_valid((struct slice){(const uint8_t *)first, strlen(first)}));
     assert_int_equal(first[12], '4');
     assert_true(strchr("89ab", first[16]) != NULL);
     assert_file(boot.path, KERNELS "\n");
-    assert_true(is_ours(&machine, machine.path) && is_ours(&boot, boot.path));
+    assert_true(bound(&machine, machine.path) && bound(&boot, boot.path));
     struct stat st;
     assert_int_equal(stat(machine.path, &st), 0);
     assert_int_equal(st.st_mode & 07777, 0444);
     fd_close(&random_fd);
     refresh_prepare();
-    assert_true(read_line(machine.path, second, sizeof second));
+    assert_true(found(machine.path, second, sizeof second));
     assert_string_not_equal(first, second);
 }
 
@@ -323,13 +337,25 @@ static void a_binding_that_root_undid_is_made_again(void **state)
     refresh(&WHOLE);
     assert_int_equal(done.m.done, MSG_REFRESH_ALL);
     assert_file(machine.path, MACHINE_ID "\n");
-    assert_true(is_ours(&machine, machine.path));
+    assert_true(bound(&machine, machine.path));
     put(machine.path, "ffffffffffffffffffffffffffffffff\n");
     machine_is.mount_errno = EPERM;
     refresh(&WHOLE);
     assert_int_equal(done.m.done, MSG_REFRESH_ALL & ~(unsigned)MSG_REFRESH_MACHINE_ID);
     assert_string_equal(done.machine_id, "ffffffffffffffffffffffffffffffff"); // what a program would read
     assert_ptr_equal(strstr(done.fault, "machine_id: "), done.fault);
+}
+
+static void what_root_wrote_into_it_is_gone(void **state)
+{
+    (void)state;
+    refresh_prepare();
+    assert_int_equal(ftruncate(boot.fd, 0), 0);
+    assert_int_equal(pwrite(machine.fd, MACHINE_ID MACHINE_ID "\n\n", 66, 0), 66);
+    refresh(&WHOLE);
+    assert_int_equal(done.m.done, MSG_REFRESH_ALL);
+    assert_file(machine.path, MACHINE_ID "\n");
+    assert_file(boot.path, BOOT_ID "\n");
 }
 
 static void a_place_that_cannot_be_made(void **state)
@@ -352,7 +378,7 @@ static void dbus_has_no_identity_of_its_own(void **state)
     put(dbus_path, "ffffffffffffffffffffffffffffffff\n");
     put(dbus_temporary, "left over");
     refresh_prepare();
-    assert_true(is_ours(&machine, dbus_path));
+    assert_true(bound(&machine, dbus_path));
     assert_true(readlink(dbus_path, target, sizeof target - 1) > 0);
     assert_string_equal(target, machine.path);
     put(dbus_path, "ffffffffffffffffffffffffffffffff\n"); // a package made one later
@@ -371,24 +397,24 @@ static void lines_of_odd_files(void **state)
     char path[96], line[8];
     (void)state;
     snprintf(path, sizeof path, "%s/odd", dir);
-    assert_false(read_line(path, line, sizeof line));
+    assert_false(found(path, line, sizeof line));
     put(path, "");
-    assert_false(read_line(path, line, sizeof line));
+    assert_false(found(path, line, sizeof line));
     put(path, "\n");
-    assert_false(read_line(path, line, sizeof line));
+    assert_false(found(path, line, sizeof line));
     put(path, "1234567");
-    assert_true(read_line(path, line, sizeof line));
+    assert_true(found(path, line, sizeof line));
     assert_string_equal(line, "1234567");
     put(path, "12345678");
-    assert_false(read_line(path, line, sizeof line));
+    assert_false(found(path, line, sizeof line));
     assert_string_equal(line, "");
     put(path, "ab\ncd");
-    assert_true(read_line(path, line, sizeof line));
+    assert_true(found(path, line, sizeof line));
     assert_string_equal(line, "ab");
-    assert_false(read_line(dir, line, sizeof line));
+    assert_false(found(dir, line, sizeof line));
     assert_int_equal(unlink(path), 0);
     assert_int_equal(mkfifo(path, 0600), 0);
-    assert_false(read_line(path, line, sizeof line)); // and nobody waits for a writer
+    assert_false(found(path, line, sizeof line)); // and nobody waits for a writer
 }
 
 int main(void)
@@ -401,6 +427,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(bad_values_change_nothing, setup, teardown),
         cmocka_unit_test_setup_teardown(what_fails_is_said_and_not_counted, setup, teardown),
         cmocka_unit_test_setup_teardown(a_binding_that_root_undid_is_made_again, setup, teardown),
+        cmocka_unit_test_setup_teardown(what_root_wrote_into_it_is_gone, setup, teardown),
         cmocka_unit_test_setup_teardown(a_place_that_cannot_be_made, setup, teardown),
         cmocka_unit_test_setup_teardown(dbus_has_no_identity_of_its_own, setup, teardown),
         cmocka_unit_test_setup_teardown(lines_of_odd_files, setup, teardown),
