@@ -1,5 +1,5 @@
 // What makes this guest somebody: randomness, wall clock, hostname, machine id, boot id; and becoming somebody else after
-// a restore. Main thread only. A refresh is system calls alone, no process, no disk that has to answer: some hundred µs.
+// a restore. Main thread only. A refresh is system calls alone, no process, no wait for a disk.
 //
 // The two ids are files of ours on the tmpfs, bound once over the paths where programs look; a refresh rewrites them in
 // place, so that it is seen wherever the binding is, in other mount namespaces too. Root in the guest can undo all of it,
