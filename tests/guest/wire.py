@@ -163,7 +163,8 @@ class Guest:
     """A session with an agent over two sockets."""
     ids = int(time.time()) << 16
 
-    def __init__(self, control, bulk, wall_ms=None, bulk_first=False, deadline=120, versions=(1, 1)):
+    def __init__(self, control, bulk, wall_ms=None, bulk_first=False, deadline=120, versions=(1, 1), stale=b""):
+        # stale: what bulk still brings of an old session when control has begun this one
         end = time.monotonic() + deadline
         self.session, self.commands, self.ops = secrets.token_bytes(16), {}, {}
         self.states, self.logs, self.pongs, self.fatal, self.ready, self.replies = [], [], {}, None, False, {}
@@ -172,6 +173,11 @@ class Guest:
         for which, port in ((2, self.bulk), (1, self.control)) if bulk_first else ((1, self.control), (2, self.bulk)):
             hello = field(1, which) + field(2, versions[0]) + field(3, versions[1]) + field(4, self.session) + \
                 field(5, int(time.time() * 1000) if wall_ms is None else wall_ms) + field(6, "airlock-test")
+            if stale and which == 2:
+                self.wait(lambda: self.ready)
+                port.send(stale)
+                for _ in range(3):
+                    self.ping()
             port.send(MAGIC + port.nonce + frame(HELLO, 0, hello))
 
     @classmethod
