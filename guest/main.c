@@ -78,7 +78,7 @@ static void reply(struct port *p, uint64_t version)
     struct buf b = BUF_INIT(1024);
     struct utsname uts;
     char boot_id[40] = "";
-    const int fd = open("/proc/sys/kernel/random/boot_id", O_RDONLY | O_CLOEXEC);
+    const int fd = open("/proc/sys/kernel/random/boot_id", O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     if (fd >= 0) {
         const ssize_t n = read(fd, boot_id, 36);
         boot_id[n > 0 ? n : 0] = 0;

@@ -1,5 +1,5 @@
 // What makes this guest somebody: randomness, wall clock, hostname, machine id, boot id; and becoming somebody else after
-// a restore. Main thread only. A refresh is system calls alone, no process, no disk that has to answer: some hundred µs.
+// a restore. Main thread only. A refresh is system calls alone, no process, no wait for a disk.
 //
 // The two ids are files of ours on the tmpfs, bound once over the paths where programs look; a refresh rewrites them in
 // place, so that it is seen wherever the binding is, in other mount namespaces too. Root in the guest can undo all of it,
@@ -29,14 +29,6 @@
 
 #define OWN_DIR "/run/airlock"
 
-struct identity {
-    const char *path;              // where programs look
-    const char *file;              // ours, bound over it
-    size_t len;
-    int fd;                        // of file
-};
-static struct identity machine = {"/etc/machine-id", OWN_DIR "/machine-id", MACHINE_ID_LEN, -1};
-static struct identity boot = {"/proc/sys/kernel/random/boot_id", OWN_DIR "/boot-id", BOOT_ID_LEN, -1};
 static const char *dbus_path = "/var/lib/dbus/machine-id", *dbus_temporary = "/var/lib/dbus/.airlock-machine-id";
 static int random_fd = -1;         // kept from the boot: a path could be made to lead elsewhere later
 
@@ -83,12 +75,26 @@ static bool boot_id_valid(struct slice s)
 }
 
 // ---- the files -------------------------------------------------------------------------------------------------------
-// The first line of the file at path, at most cap - 1 bytes. False when there is none or it is longer.
-static bool read_line(const char *path, char *out, size_t cap)
+struct identity {
+    const char *what, *path;       // its name in a fault; where programs look
+    const char *file;              // ours, bound over it
+    size_t len;
+    bool (*valid)(struct slice s);
+    int fd;                        // of file, kept
+    dev_t dev;
+    ino_t ino;
+};
+static struct identity machine = {.what = "machine_id", .path = "/etc/machine-id", .file = OWN_DIR "/machine-id",
+                                  .len = MACHINE_ID_LEN, .valid = machine_id_valid, .fd = -1};
+static struct identity boot = {.what = "boot_id", .path = "/proc/sys/kernel/random/boot_id", .file = OWN_DIR "/boot-id",
+                               .len = BOOT_ID_LEN, .valid = boot_id_valid, .fd = -1};
+
+// The first line of the file at path, at most cap - 1 bytes, and whose file it is. False when there is none or it is longer.
+static bool read_line(const char *path, char *out, size_t cap, struct stat *ret_st)
 {
-    *out = 0;
+    memset(ret_st, 0, sizeof *ret_st);
     const int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY); // whatever root has put there
-    const ssize_t n = fd >= 0 ? read(fd, out, cap) : -1;
+    const ssize_t n = fd >= 0 && fstat(fd, ret_st) == 0 ? read(fd, out, cap) : -1;
     if (fd >= 0)
         close(fd);
     char *end = n > 0 ? memchr(out, '\n', (size_t)n) : NULL;
@@ -98,23 +104,46 @@ static bool read_line(const char *path, char *out, size_t cap)
     return end && end > out;
 }
 
-static bool is_ours(const struct identity *id, const char *path)
+static bool is_ours(const struct identity *id, const struct stat *st)
 {
-    struct stat a, b;
-    return id->fd >= 0 && fstat(id->fd, &a) == 0 && stat(path, &b) == 0 && a.st_dev == b.st_dev && a.st_ino == b.st_ino;
+    return id->fd >= 0 && st->st_dev == id->dev && st->st_ino == id->ino;
+}
+
+// What a program finds at the path, out being of len + 2 bytes. True when it is in our file.
+static bool look(const struct identity *id, char *out)
+{
+    struct stat st;
+    (void)read_line(id->path, out, id->len + 2, &st);
+    if (is_ours(id, &st) && (size_t)st.st_size > id->len + 1)
+        (void)!ftruncate(id->fd, (off_t)id->len + 1); // root wrote more into it
+    return is_ours(id, &st);
 }
 
 static bool open_own(struct identity *id)
 {
-    if (id->fd < 0)
-        id->fd = open(id->file, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0444);
-    return id->fd >= 0;
+    struct stat st;
+    if (id->fd >= 0)
+        return true;
+    id->fd = open(id->file, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0444);
+    if (id->fd < 0 || fstat(id->fd, &st) != 0)
+        return false;
+    id->dev = st.st_dev;
+    id->ino = st.st_ino;
+    return true;
 }
 
-// Binds our file over the path, an empty one where the image has none. 0, or -1 with errno.
+// In place and of one length: no reader finds it empty. 0, or -1 with errno.
+static int store(struct identity *id, const char *text)
+{
+    char line[BOOT_ID_LEN + 2];
+    const int n = snprintf(line, sizeof line, "%s\n", text);
+    return open_own(id) && pwrite(id->fd, line, (size_t)n, 0) == n ? 0 : -1;
+}
+
+// Binds our file over the path, over an empty one where the image has none. 0, or -1 with errno.
 static int place(const struct identity *id)
 {
-    if (is_ours(id, id->path) || mount(id->file, id->path, NULL, MS_BIND, NULL) == 0)
+    if (mount(id->file, id->path, NULL, MS_BIND, NULL) == 0)
         return 0;
     if (errno != ENOENT)
         return -1;
@@ -125,27 +154,15 @@ static int place(const struct identity *id)
     return mount(id->file, id->path, NULL, MS_BIND, NULL);
 }
 
-// The same length each time: no reader sees an empty file in between. 0, or -1 with errno.
-static int store(struct identity *id, const char *text)
-{
-    char line[BOOT_ID_LEN + 2];
-    const int n = snprintf(line, sizeof line, "%s\n", text);
-    if (!open_own(id) || pwrite(id->fd, line, (size_t)n, 0) != n || ftruncate(id->fd, n) != 0)
-        return -1;
-    return place(id);
-}
-
 // D-Bus has a machine id of its own where the image was made with one; dbus-uuidgen(1) wants both to be the same.
 static int dbus_follows(void)
 {
     struct stat st;
-    if ((stat(dbus_path, &st) != 0 && (errno == ENOENT || errno == ENOTDIR)) || is_ours(&machine, dbus_path))
+    if (stat(dbus_path, &st) != 0 ? errno == ENOENT || errno == ENOTDIR : is_ours(&machine, &st))
         return 0;
     if (unlink(dbus_temporary) != 0 && errno != ENOENT)
         return -1;
-    if (symlink(machine.path, dbus_temporary) != 0)
-        return -1;
-    return rename(dbus_temporary, dbus_path);
+    return symlink(machine.path, dbus_temporary) == 0 ? rename(dbus_temporary, dbus_path) : -1;
 }
 
 // ---- the boot --------------------------------------------------------------------------------------------------------
@@ -170,14 +187,15 @@ static void fresh_machine_id(char out[static MACHINE_ID_LEN + 1])
 void refresh_prepare(void)
 {
     char machine_id[MACHINE_ID_LEN + 1], boot_id[BOOT_ID_LEN + 2];
+    struct stat st;
     random_fd = open("/dev/random", O_WRONLY | O_CLOEXEC);
     mkdir(OWN_DIR, 0700);
     keep_whole_proc();
     mkdir("/etc", 0755);
     fresh_machine_id(machine_id);
-    if (store(&machine, machine_id) != 0 || dbus_follows() != 0)
+    if (store(&machine, machine_id) != 0 || place(&machine) != 0 || dbus_follows() != 0)
         dprintf(2, "airlock-agent: the machine id has no place: %s\n", strerror(errno));
-    if (!read_line(boot.path, boot_id, sizeof boot_id) || store(&boot, boot_id) != 0)
+    if (!read_line(boot.path, boot_id, sizeof boot_id, &st) || store(&boot, boot_id) != 0 || place(&boot) != 0)
         dprintf(2, "airlock-agent: the boot id has no place: %s\n", strerror(errno));
 }
 
@@ -214,57 +232,65 @@ static void wall_clock(int64_t wall_ms, struct refreshed *r)
         add_fault(r, "clock: it stands %lld ms off", (long long)off);
 }
 
-static void hostname(struct slice name, struct refreshed *r)
+static void hostname(struct slice asked, struct refreshed *r)
 {
-    if (!hostname_valid(name))
+    if (asked.len > 0 && !hostname_valid(asked))
         add_fault(r, "hostname: not of [a-z0-9-]");
-    else if (sethostname((const char *)name.data, name.len) != 0)
+    else if (asked.len > 0 && sethostname((const char *)asked.data, asked.len) != 0)
         add_fault(r, "hostname: %s", strerror(errno));
+    gethostname(r->hostname, sizeof r->hostname - 1);
+    if (asked.len > 0 && strlen(r->hostname) == asked.len && memcmp(r->hostname, asked.data, asked.len) == 0)
+        r->m.done |= MSG_REFRESH_HOSTNAME;
 }
 
-static void identity(struct identity *id, const char *what, struct slice value, struct refreshed *r)
+// Changes the id when a good one is asked for, and finds what is there then. True when that is what was asked for.
+static bool identity(struct identity *id, struct slice asked, char *found, struct refreshed *r)
 {
     char text[BOOT_ID_LEN + 1] = "";
-    memcpy(text, value.data, id->len); // its length was looked at
-    if (store(id, text) != 0 || (id == &machine && dbus_follows() != 0))
-        add_fault(r, "%s: %s", what, strerror(errno));
+    const bool valid = id->valid(asked);
+    if (asked.len > 0 && !valid)
+        add_fault(r, "%s: not of its form", id->what);
+    if (!valid) {
+        (void)look(id, found);
+        return false;
+    }
+    memcpy(text, asked.data, id->len);
+    if (store(id, text) != 0)
+        add_fault(r, "%s: %s", id->what, strerror(errno));
+    if (!look(id, found)) { // root undid the binding, or the boot could not make it
+        if (place(id) != 0)
+            add_fault(r, "%s: %s", id->what, strerror(errno));
+        (void)look(id, found);
+    }
+    return strcmp(found, text) == 0;
 }
 
-// ---- reading back ------------------------------------------------------------------------------------------------------
-static bool same(struct slice asked, const char *is)
+static void identities(const struct msg_refresh *m, struct refreshed *r)
 {
-    return asked.len > 0 && asked.len == strlen(is) && memcmp(asked.data, is, asked.len) == 0;
+    if (identity(&machine, m->machine_id, r->machine_id, r)) {
+        if (dbus_follows() == 0)
+            r->m.done |= MSG_REFRESH_MACHINE_ID;
+        else
+            add_fault(r, "machine_id: that of D-Bus: %s", strerror(errno));
+    }
+    if (identity(&boot, m->boot_id, r->boot_id, r))
+        r->m.done |= MSG_REFRESH_BOOT_ID;
+}
+
+// What a program gets from now on, where the seed alone would not show that it does.
+static void draw(struct refreshed *r)
+{
+    if (getrandom(r->random, sizeof r->random, GRND_NONBLOCK) == (ssize_t)sizeof r->random) {
+        r->m.random = (struct slice){r->random, sizeof r->random};
+        return;
+    }
+    add_fault(r, "entropy: %s", strerror(errno));
+    r->m.done &= ~(uint64_t)MSG_REFRESH_ENTROPY;
 }
 
 static struct slice text_slice(const char *text)
 {
     return (struct slice){(const uint8_t *)text, strlen(text)};
-}
-
-// A bit for what was asked for and a program would find now.
-static void read_back(const struct msg_refresh *m, struct refreshed *r)
-{
-    struct stat st;
-    if (getrandom(r->random, sizeof r->random, GRND_NONBLOCK) != (ssize_t)sizeof r->random) {
-        r->m.done &= ~(uint64_t)MSG_REFRESH_ENTROPY;
-        add_fault(r, "entropy: nothing comes out");
-    } else {
-        r->m.random = (struct slice){r->random, sizeof r->random};
-    }
-    gethostname(r->hostname, sizeof r->hostname - 1);
-    (void)read_line(machine.path, r->machine_id, sizeof r->machine_id);
-    (void)read_line(boot.path, r->boot_id, sizeof r->boot_id);
-    if (same(m->hostname, r->hostname))
-        r->m.done |= MSG_REFRESH_HOSTNAME;
-    if (same(m->machine_id, r->machine_id) && (is_ours(&machine, dbus_path) || stat(dbus_path, &st) != 0))
-        r->m.done |= MSG_REFRESH_MACHINE_ID;
-    if (same(m->boot_id, r->boot_id))
-        r->m.done |= MSG_REFRESH_BOOT_ID;
-    r->m.hostname = text_slice(r->hostname);
-    r->m.machine_id = text_slice(r->machine_id);
-    r->m.boot_id = text_slice(r->boot_id);
-    r->m.fault = text_slice(r->fault);
-    r->m.wall_ms = clock_wall_ms();
 }
 
 void refresh_do(const struct msg_refresh *m, struct refreshed *ret)
@@ -275,15 +301,12 @@ void refresh_do(const struct msg_refresh *m, struct refreshed *ret)
         entropy(m->seed, ret);
     if (m->wall_ms != 0)
         wall_clock(m->wall_ms, ret);
-    if (m->hostname.len > 0)
-        hostname(m->hostname, ret);
-    if (m->machine_id.len > 0 && !machine_id_valid(m->machine_id))
-        add_fault(ret, "machine_id: not 32 lower-case hex digits");
-    else if (m->machine_id.len > 0)
-        identity(&machine, "machine_id", m->machine_id, ret);
-    if (m->boot_id.len > 0 && !boot_id_valid(m->boot_id))
-        add_fault(ret, "boot_id: not a UUID");
-    else if (m->boot_id.len > 0)
-        identity(&boot, "boot_id", m->boot_id, ret);
-    read_back(m, ret);
+    hostname(m->hostname, ret);
+    identities(m, ret);
+    draw(ret);
+    ret->m.hostname = text_slice(ret->hostname);
+    ret->m.machine_id = text_slice(ret->machine_id);
+    ret->m.boot_id = text_slice(ret->boot_id);
+    ret->m.fault = text_slice(ret->fault);
+    ret->m.wall_ms = clock_wall_ms();
 }

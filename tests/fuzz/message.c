@@ -60,6 +60,28 @@ static void slices_file(const struct msg_file *m, const uint8_t *data, size_t le
     within(m->user, data, len);
 }
 
+static void slices_refresh(const struct msg_refresh *m, const uint8_t *data, size_t len)
+{
+    within(m->seed, data, len);
+    within(m->hostname, data, len);
+    within(m->machine_id, data, len);
+    within(m->boot_id, data, len);
+}
+
+static void slices_refreshed(const struct msg_refreshed *m, const uint8_t *data, size_t len)
+{
+    within(m->hostname, data, len);
+    within(m->machine_id, data, len);
+    within(m->boot_id, data, len);
+    within(m->random, data, len);
+    within(m->fault, data, len);
+}
+
+static void slices_frozen(const struct msg_frozen *m, const uint8_t *data, size_t len)
+{
+    (void)m, (void)data, (void)len;
+}
+
 static void slices_offsets(const struct msg_offsets *m, const uint8_t *data, size_t len)
 {
     (void)m, (void)data, (void)len;
@@ -99,6 +121,9 @@ ROUND(offsets)
 ROUND(signal)
 ROUND(file)
 ROUND(file_result)
+ROUND(frozen)
+ROUND(refresh)
+ROUND(refreshed)
 
 static void round_data(const uint8_t *data, size_t len)
 {
@@ -126,6 +151,10 @@ static void by_type_host(uint8_t type, const uint8_t *data, size_t len)
         round_offsets(data, len);
     else if (type == FRAME_FILE_RESULT || type == FRAME_FILE_INFO)
         round_file_result(data, len);
+    else if (type == FRAME_FROZEN)
+        round_frozen(data, len);
+    else if (type == FRAME_REFRESHED)
+        round_refreshed(data, len);
 }
 
 static void by_type_guest(uint8_t type, const uint8_t *data, size_t len)
@@ -142,6 +171,8 @@ static void by_type_guest(uint8_t type, const uint8_t *data, size_t len)
         round_data(data, len);
     else if (type == FRAME_FILE)
         round_file(data, len);
+    else if (type == FRAME_REFRESH)
+        round_refresh(data, len);
 }
 
 void message_check(enum frame_side receiver, uint8_t type, const uint8_t *payload, size_t len)

@@ -13,6 +13,9 @@ TO_HOST = {2: "hello_reply", 4: "empty", 5: "command", 6: "empty", 8: "command",
            18: "data", 19: "offsets", 21: "file_result", 23: "text", 24: "text", 25: "file_result"}
 TO_GUEST = {1: "hello", 3: "empty", 7: "run", 10: "offsets", 11: "offsets", 12: "signal", 13: "empty", 15: "data",
             17: "file", 18: "data", 19: "offsets", 20: "empty", 22: "empty"}
+# By themselves, so that the draws above stay what they were and the corpora grow by these alone.
+LATER_TO_HOST = {27: "frozen", 29: "refreshed"}
+LATER_TO_GUEST = {26: "empty", 28: "refresh"}
 
 
 def number(v):
@@ -59,6 +62,13 @@ MESSAGES = {
                     message((1, 0), (15, entry(b"a")), (15, entry(b"b/c", b"", 2)), (15, entry(b"l", b"../a", 3))),
                     message((1, 1), (2, 2)), message((1, 0), (9, 1), (10, 3), (11, 1), (14, b"target")),
                     message((1, 0), (15, entry(b"a")[:50])), message((1, 0), (15, number(1) * 6 + number(99) + b"short"))],
+    "frozen": [message((1, 1), (2, 2**30), (3, 2**29), (4, 3)), message((1, 2)), message((2, 1)), message((1, 1), (4, b"\1"))],
+    "refresh": [message((1, b"g" * 16), (2, b"s" * 32), (3, 1700000000000), (4, b"box"), (5, b"0123456789abcdef" * 2),
+                        (6, b"01234567-89ab-4def-8123-456789abcdef")),
+                message((1, b"g" * 16), (3, -1), (4, b""), (6, b"x")), message((1, b"g" * 15), (2, b"s")), message((2, b"s" * 32))],
+    "refreshed": [message((1, b"g" * 16), (2, 31), (3, 1700000000000), (4, b"box"), (5, b"0123456789abcdef" * 2),
+                          (6, b"01234567-89ab-4def-8123-456789abcdef"), (7, b"r" * 16), (8, b"clock: no")),
+                  message((1, b"g" * 16), (2, 0)), message((1, b"g" * 16), (2, b"\1")), message((1, b"g" * 16))],
 }
 
 
@@ -144,12 +154,22 @@ def inputs(types):
             yield from (bytes([0, 1]) + PREAMBLE + frame(kind, p) for p in payloads)
 
 
+def later(types):
+    for kind, form in types.items():
+        for i, m in enumerate(MESSAGES[form]):
+            yield bytes([0, i]) + PREAMBLE + frame(kind, m)
+            yield bytes([PROGRAM, i, SESSION]) + program_frame(kind, m) + program_frame(kind, m[:-1])
+        yield bytes([PROGRAM, 1, SESSION]) + program_fields(kind, (1, 1), (2, b"x"), (3, 3), (4, b"u"), (7, b"r"), (8, b"f"))
+
+
 def host():
     yield from inputs(TO_HOST)
+    yield from later(LATER_TO_HOST)
 
 
 def guest():
     yield from inputs(TO_GUEST)
+    yield from later(LATER_TO_GUEST)
     content = [b"", b"plain", MAGIC, MAGIC * 3, b"x" * 20 + MAGIC + b"y" * 5 + MAGIC[:9], MAGIC[8:] + MAGIC[:8] + MAGIC[8:], MAGIC[:15]]
     yield from (bytes([SENDER, 0]) + c for c in content)
     yield from (bytes([SENDER | PROGRAM, 0, SHOW_MAGIC, a, SHOW_MAGIC, b, SHOW_MAGIC, 16]) for a in (3, 8, 16) for b in (5, 15))

@@ -1,5 +1,5 @@
 """The host's half of the agent protocol (proto/frame.h, proto/msg.h) and a bare QEMU to speak it to: no server, no
-store, no jail. For test_identity.py; kept simple, trusts the guest."""
+store, no jail. For tests/guest/refresh; kept simple, trusts the guest."""
 import os
 import secrets
 import select
@@ -142,7 +142,7 @@ class Op:
 
 def command_state(payload):
     f = fields(payload)
-    names = "phase outcome code signal stage errno pid ms out err in".split()
+    names = "phase outcome code signal stage errno pid ms out err in received".split()
     return {"name": f[1][0].decode(), **{n: number(f, i + 2) for i, n in enumerate(names)}}
 
 
@@ -163,7 +163,8 @@ class Guest:
     """A session with an agent over two sockets."""
     ids = int(time.time()) << 16
 
-    def __init__(self, control, bulk, wall_ms=None, bulk_first=False, deadline=120, versions=(1, 1)):
+    def __init__(self, control, bulk, wall_ms=None, bulk_first=False, deadline=120, versions=(1, 1), stale=b""):
+        # stale: what bulk still brings of an old session when control has begun this one
         end = time.monotonic() + deadline
         self.session, self.commands, self.ops = secrets.token_bytes(16), {}, {}
         self.states, self.logs, self.pongs, self.fatal, self.ready, self.replies = [], [], {}, None, False, {}
@@ -172,6 +173,11 @@ class Guest:
         for which, port in ((2, self.bulk), (1, self.control)) if bulk_first else ((1, self.control), (2, self.bulk)):
             hello = field(1, which) + field(2, versions[0]) + field(3, versions[1]) + field(4, self.session) + \
                 field(5, int(time.time() * 1000) if wall_ms is None else wall_ms) + field(6, "airlock-test")
+            if stale and which == 2:
+                self.wait(lambda: self.ready)
+                port.send(stale)
+                for _ in range(3):
+                    self.ping()
             port.send(MAGIC + port.nonce + frame(HELLO, 0, hello))
 
     @classmethod

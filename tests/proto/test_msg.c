@@ -37,6 +37,9 @@ static int d_offsets(const uint8_t *p, size_t n, void *m) { return msg_offsets_d
 static int d_signal(const uint8_t *p, size_t n, void *m) { return msg_signal_decode(p, n, m); }
 static int d_file(const uint8_t *p, size_t n, void *m) { return msg_file_decode(p, n, m); }
 static int d_result(const uint8_t *p, size_t n, void *m) { return msg_file_result_decode(p, n, m); }
+static int d_frozen(const uint8_t *p, size_t n, void *m) { return msg_frozen_decode(p, n, m); }
+static int d_refresh(const uint8_t *p, size_t n, void *m) { return msg_refresh_decode(p, n, m); }
+static int d_refreshed(const uint8_t *p, size_t n, void *m) { return msg_refreshed_decode(p, n, m); }
 
 union any {
     struct msg_hello hello;
@@ -47,11 +50,18 @@ union any {
     struct msg_signal signal;
     struct msg_file file;
     struct msg_file_result result;
+    struct msg_frozen frozen;
+    struct msg_refresh refresh;
+    struct msg_refreshed refreshed;
 };
 static union any m, back;
 
 static const struct msg_hello HELLO = {.port = MSG_PORT_BULK, .version_min = 1, .version_max = 3,
                                        .session = "fifteen bytes..", .wall_ms = -5, .hostname = {(const uint8_t *)"box", 3}};
+static const struct msg_refresh REFRESH = {.generation = "fifteen of 16..", .wall_ms = 1700000000001,
+                                           .seed = {(const uint8_t *)"0123456789abcdef0123456789abcde\xff", 32},
+                                           .hostname = {(const uint8_t *)"box", 3},
+                                           .machine_id = {(const uint8_t *)"0123456789abcdef0123456789abcdef", 32}};
 static const struct msg_command COMMAND = {.command_id = {(const uint8_t *)"cmd1", 4}, .phase = 2, .outcome = 2,
                                            .exit_code = -1, .signal = 9, .spawn_stage = 1, .spawn_errno = 2, .pid = 77,
                                            .duration_ms = 12345, .stdout_bytes = 1ull << 40, .stderr_bytes = 3,
@@ -64,7 +74,8 @@ static const struct msg_file FILE_OP = {.op = MSG_FILE_MOVE, .path = {(const uin
 // Fills `any` samples; one buffer per kind.
 static int sample(int kind, struct buf *out, decoder *ret)
 {
-    static const decoder DECODERS[] = {d_hello, d_reply, d_run, d_command, d_offsets, d_signal, d_file, d_result};
+    static const decoder DECODERS[] = {d_hello, d_reply, d_run, d_command, d_offsets, d_signal, d_file, d_result,
+                                       d_frozen, d_refresh, d_refreshed};
     memset(&m, 0, sizeof m);
     *ret = DECODERS[kind];
     switch (kind) {
@@ -89,6 +100,16 @@ static int sample(int kind, struct buf *out, decoder *ret)
         return msg_signal_encode(out, &m.signal);
     case 6:
         return msg_file_encode(out, &FILE_OP);
+    case 8:
+        m.frozen = (struct msg_frozen){MSG_PORT_BULK, 1ull << 40, 5, 6};
+        return msg_frozen_encode(out, &m.frozen);
+    case 9:
+        return msg_refresh_encode(out, &REFRESH);
+    case 10:
+        m.refreshed = (struct msg_refreshed){.generation = "a generation...", .done = MSG_REFRESH_ALL, .wall_ms = -7,
+                                             .hostname = S("h"), .machine_id = S("m"), .boot_id = S("b"), .random = S("r"),
+                                             .fault = S("clock: no")};
+        return msg_refreshed_encode(out, &m.refreshed);
     default:
         m.result = (struct msg_file_result){.status = MSG_FILE_EXISTS, .sys_errno = 17, .kind = 1, .mode = 0644, .size = 5,
                                             .mtime_ms = -1, .uid = 1000, .gid = 1001, .created = true, .removed = 8,
@@ -100,7 +121,7 @@ static int sample(int kind, struct buf *out, decoder *ret)
         return msg_file_result_encode(out, &m.result);
     }
 }
-#define KINDS 8
+#define KINDS 11
 
 static void round_trips(void **state)
 {
@@ -116,7 +137,8 @@ static void round_trips(void **state)
             (int (*)(struct buf *, const void *))msg_run_encode, (int (*)(struct buf *, const void *))msg_command_encode,
             (int (*)(struct buf *, const void *))msg_offsets_encode, (int (*)(struct buf *, const void *))msg_signal_encode,
             (int (*)(struct buf *, const void *))msg_file_encode,
-            (int (*)(struct buf *, const void *))msg_file_result_encode};
+            (int (*)(struct buf *, const void *))msg_file_result_encode, (int (*)(struct buf *, const void *))msg_frozen_encode,
+            (int (*)(struct buf *, const void *))msg_refresh_encode, (int (*)(struct buf *, const void *))msg_refreshed_encode};
         assert_int_equal(ENCODE[kind](&again, &back), 0);
         assert_int_equal(again.len, b.len);
         assert_memory_equal(again.data, b.data, b.len);
@@ -146,6 +168,34 @@ static void values_arrive(void **state)
     assert_slice(back.result.entries[0].target, "where");
     assert_int_equal(back.result.entries[0].mtime_ms, -2);
     assert_true(back.result.created && back.result.truncated);
+}
+
+static void a_refresh_and_its_answer_arrive(void **state)
+{
+    CLEANUP_BUF struct buf b = BUF_INIT(FRAME_PAYLOAD_MAX);
+    decoder d;
+    assert_int_equal(sample(8, &b, &d), 0);
+    assert_int_equal(d(b.data, b.len, &back), 0);
+    assert_int_equal(back.frozen.port, MSG_PORT_BULK);
+    assert_int_equal(back.frozen.disk_bytes, 1ull << 40);
+    assert_int_equal(back.frozen.disk_free_bytes, 5);
+    assert_int_equal(back.frozen.n_commands, 6);
+    buf_clear(&b);
+    assert_int_equal(sample(9, &b, &d), 0);
+    assert_int_equal(d(b.data, b.len, &back), 0);
+    assert_memory_equal(back.refresh.generation, REFRESH.generation, 16);
+    assert_int_equal(back.refresh.seed.len, MSG_SEED_BYTES);
+    assert_int_equal(back.refresh.wall_ms, REFRESH.wall_ms);
+    assert_slice(back.refresh.hostname, "box");
+    assert_slice(back.refresh.machine_id, "0123456789abcdef0123456789abcdef");
+    assert_slice(back.refresh.boot_id, "");
+    buf_clear(&b);
+    assert_int_equal(sample(10, &b, &d), 0);
+    assert_int_equal(d(b.data, b.len, &back), 0);
+    assert_int_equal(back.refreshed.done, MSG_REFRESH_ALL);
+    assert_int_equal(back.refreshed.wall_ms, -7);
+    assert_slice(back.refreshed.random, "r");
+    assert_slice(back.refreshed.fault, "clock: no");
 }
 
 // Every shorter payload is refused, or is a whole message that says less.
@@ -219,6 +269,29 @@ static void doubles_and_wrong_sizes_are_refused(void **state)
     assert_int_equal(msg_hello_encode(&b, &HELLO), 0);
     add_field(&b, 6, "a", 1);
     assert_int_equal(msg_hello_decode(b.data, b.len, &back.hello), -1);
+}
+
+static void malformed_refreshes_are_refused(void **state)
+{
+    CLEANUP_BUF struct buf b = BUF_INIT(FRAME_PAYLOAD_MAX);
+    add_field(&b, 3, "\1\0\0\0\0\0\0\0", 8); // no generation
+    assert_int_equal(msg_refresh_decode(b.data, b.len, &back.refresh), -1);
+    add_field(&b, 1, "fifteen bytes..", 15);
+    assert_int_equal(msg_refresh_decode(b.data, b.len, &back.refresh), -1);
+    buf_clear(&b);
+    add_field(&b, 1, "sixteen bytes...", 16);
+    assert_int_equal(msg_refresh_decode(b.data, b.len, &back.refresh), 0); // asks for nothing
+    assert_true(back.refresh.seed.len == 0 && back.refresh.wall_ms == 0 && back.refresh.boot_id.len == 0);
+    assert_int_equal(msg_refreshed_decode(b.data, b.len, &back.refreshed), -1); // says nothing of what was done
+    add_field(&b, 2, "seed", 4);
+    add_field(&b, 2, "seed", 4);
+    assert_int_equal(msg_refresh_decode(b.data, b.len, &back.refresh), -1);
+    assert_int_equal(msg_refreshed_decode(b.data, b.len, &back.refreshed), -1);
+    buf_clear(&b);
+    add_field(&b, 2, "\1\0\0\0\0\0\0\0", 8); // no port
+    assert_int_equal(msg_frozen_decode(b.data, b.len, &back.frozen), -1);
+    add_field(&b, 1, "\1", 1);
+    assert_int_equal(msg_frozen_decode(b.data, b.len, &back.frozen), -1);
 }
 
 static void counts_are_limited(void **state)
@@ -316,6 +389,8 @@ static void features_have_names(void **state)
     assert_string_equal(msg_feature_name(MSG_FEATURE_FILES), "files");
     assert_string_equal(msg_feature_name(MSG_FEATURE_STDIN), "stdin");
     assert_string_equal(msg_feature_name(MSG_FEATURE_SHUTDOWN), "shutdown");
+    assert_string_equal(msg_feature_name(MSG_FEATURE_FREEZE), "freeze");
+    assert_string_equal(msg_feature_name(MSG_FEATURE_REFRESH), "refresh");
     assert_null(msg_feature_name(1ull << 40));
 }
 
@@ -324,10 +399,12 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(round_trips),
         cmocka_unit_test(values_arrive),
+        cmocka_unit_test(a_refresh_and_its_answer_arrive),
         cmocka_unit_test(every_truncation),
         cmocka_unit_test(flipped_bytes_are_harmless),
         cmocka_unit_test(unknown_tags_are_skipped),
         cmocka_unit_test(doubles_and_wrong_sizes_are_refused),
+        cmocka_unit_test(malformed_refreshes_are_refused),
         cmocka_unit_test(counts_are_limited),
         cmocka_unit_test(entries_stay_within_their_field),
         cmocka_unit_test(encoders_stay_within_the_buffer),
