@@ -22,12 +22,13 @@
 #define RAM_MEMFD_NAME "airlock-ram" // /proc/PID/maps shows "/memfd:airlock-ram (deleted)"
 
 // ---- memory files -------------------------------------------------------------------------------------------------
-// A new memfd of that size, all holes (MFD_CLOEXEC | MFD_ALLOW_SEALING), named RAM_MEMFD_NAME, mode 0600. -1 with err.
+// A new memfd of that size, all holes (MFD_CLOEXEC | MFD_ALLOW_SEALING), named RAM_MEMFD_NAME; QEMU opens it again under
+// its own uid, by the descriptor it was given. -1 with err.
 int ram_new(uint64_t bytes, struct err *err);
 // Copies the data extents of one (memfd or file) into another of the same size. 0, or -1 with err
 // (unavailable/out_of_memory on ENOMEM, unavailable/disk_full on ENOSPC).
 int ram_copy(int from_fd, int to_fd, uint64_t bytes, struct err *err);
-// WRITE|SHRINK|GROW|SEAL, after the last shared writable mapping is gone; mode 0444. 0, or -1.
+// WRITE|SHRINK|GROW|SEAL, after the last shared writable mapping is gone. 0, or -1.
 int ram_seal(int fd, struct err *err);
 bool ram_is_sealed(int fd);
 // Bytes that the file really holds (st_blocks).
@@ -71,8 +72,6 @@ void ram_guest_close(struct ram_guest *g);
 int ram_guest_dirty(const struct ram_guest *g, struct ram_runs *ret, struct err *err);
 // Copies the pages of runs, packed one after the other, into to (ram_runs_bytes(runs) bytes).
 int ram_guest_read(const struct ram_guest *g, const struct ram_runs *runs, void *to, struct err *err);
-// The same, each to its own offset of a memory file mapped at `map` (g->bytes long).
-int ram_guest_read_at(const struct ram_guest *g, const struct ram_runs *runs, void *map, struct err *err);
 
 // ---- the memory file of a snapshot ----------------------------------------------------------------------------------
 // Header: "AIRLOCK-PAGES-1\n" (16 bytes), page size u64, number of runs u64, per run offset u64 and pages u64 (all little
@@ -95,7 +94,7 @@ int ram_runs_load(int fd, uint64_t bytes, struct ram_runs *ret, struct err *err)
 int ram_sparse_digest(int fd, uint8_t ret_hash[SHA256_BYTES], uint64_t *ret_data_bytes, struct err *err);
 // ram_copy for disks with the digest of what was copied; reflinks where the filesystem can (then it hashes the copy).
 // Truncates `to` to the size of `from`.
-int ram_sparse_copy(int from_fd, int to_fd, uint8_t ret_hash_or_null[SHA256_BYTES], struct err *err);
+int ram_sparse_copy(int from_fd, int to_fd, uint8_t *ret_hash_or_null, struct err *err);
 
 // ---- what a VM's memory costs -----------------------------------------------------------------------------------------
 struct ram_cost {

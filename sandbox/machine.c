@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/fd.h"
 #include "base/json.h"
 
 json_t *machine_of(const struct machine_parts *p)

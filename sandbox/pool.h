@@ -6,6 +6,7 @@
 #ifndef AIRLOCK_SANDBOX_POOL_H
 #define AIRLOCK_SANDBOX_POOL_H
 
+#include "base/id.h"
 #include "sandbox/origin.h"
 #include "sandbox/warm.h"
 
