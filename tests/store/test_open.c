@@ -281,6 +281,16 @@ static void test_unreadable_keys(void **state)
     assert_int_equal(fd_write_file_atomic(keys, "argv.key", "short", 5, 0600), 0);
     refused(d, ERR_INTERNAL, "key_unreadable", &err);
     assert_int_equal(unlinkat(keys, "argv.key", 0), 0);
+    assert_int_equal(fd_write_file_atomic(keys, "snapshot.key", "", 0, 0600), 0);
+    refused(d, ERR_INTERNAL, "key_unreadable", &err);
+    assert_string_equal(err.detail, "keys/snapshot.key is damaged");
+    static const char LONG[33] = "thirty-three bytes are not a key";
+    assert_int_equal(fd_write_file_atomic(keys, "snapshot.key", LONG, sizeof LONG, 0600), 0);
+    refused(d, ERR_INTERNAL, "key_unreadable", &err);
+    assert_int_equal(unlinkat(keys, "snapshot.key", 0), 0);
+    assert_int_equal(mkdirat(keys, "snapshot.key", 0700), 0); // there, but not to be read: not made anew
+    refused(d, ERR_INTERNAL, "system_error", &err);
+    assert_int_equal(unlinkat(keys, "snapshot.key", AT_REMOVEDIR), 0);
     assert_int_equal(fd_write_file_atomic(keys, "receipt.pem", "no key", 6, 0600), 0);
     refused(d, ERR_INTERNAL, "key_unreadable", &err);
 }
