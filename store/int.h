@@ -15,7 +15,7 @@
 #include "store/rows.h"
 #include "store/store.h"
 
-#define ARGV_KEY_BYTES 32
+#define HMAC_KEY_BYTES 32
 
 struct chain_head {
     int64_t size;
@@ -24,7 +24,7 @@ struct chain_head {
 
 struct keys {
     struct sign_key *receipt, *checkpoint;
-    uint8_t argv[ARGV_KEY_BYTES];
+    uint8_t argv[HMAC_KEY_BYTES], snapshot[HMAC_KEY_BYTES];
 };
 
 struct store_tx {

@@ -1,4 +1,5 @@
-// Signing keys: <state>/keys/receipt.pem and checkpoint.pem (0600), each with its public half beside it, and argv.key.
+// Signing keys: <state>/keys/receipt.pem and checkpoint.pem (0600), each with its public half beside it; argv.key for the
+// keyed hashes of commands, snapshot.key for seals.
 // Rotation: move receipt.pem away and start again. The old public key stays in the table and as <use>-<key id>.pub.pem.
 #include <errno.h>
 #include <fcntl.h>
@@ -63,20 +64,26 @@ static int publish_all(struct store *s, int dirfd, struct err *err)
     return publish(dirfd, "checkpoint.pub.pem", sign_key_public_pem(s->keys.checkpoint), err);
 }
 
-static int load_argv_key(struct store *s, int dirfd, struct err *err)
+// Made anew only where there is none: one that cannot be read just now is not lost.
+static int load_hmac_key(int dirfd, const char *name, uint8_t key[static HMAC_KEY_BYTES], struct err *err)
 {
-    CLEANUP_BUF struct buf have = BUF_INIT(ARGV_KEY_BYTES);
-    if (fd_read_file(dirfd, "argv.key", &have) == 0 && have.len == ARGV_KEY_BYTES) {
-        memcpy(s->keys.argv, have.data, ARGV_KEY_BYTES);
+    CLEANUP_BUF struct buf have = BUF_INIT(HMAC_KEY_BYTES);
+    const int got = fd_read_file(dirfd, name, &have);
+    if (got == 0 && have.len == HMAC_KEY_BYTES) {
+        memcpy(key, have.data, HMAC_KEY_BYTES);
+        explicit_bzero(have.data, have.len);
         return 0;
     }
-    if (have.len != 0)
-        return err_set(err, ERR_INTERNAL, "key_unreadable", "keys/argv.key is damaged");
-    if (crypto_random(s->keys.argv, ARGV_KEY_BYTES) != 0)
-        return err_sys(err, errno, "making argv.key");
-    return fd_write_file_atomic(dirfd, "argv.key", s->keys.argv, ARGV_KEY_BYTES, 0600) == 0
-               ? 0
-               : err_sys(err, errno, "writing argv.key");
+    if (got == 0 || errno == EFBIG) {
+        err_set(err, ERR_INTERNAL, "key_unreadable", "keys/%s is damaged", name);
+        return err_remedy(err, "restore it from a backup, or move it away: a new one is made");
+    }
+    if (errno != ENOENT)
+        return err_sys(err, errno, "reading %s", name);
+    if (crypto_random(key, HMAC_KEY_BYTES) != 0)
+        return err_sys(err, errno, "making %s", name);
+    return fd_write_file_atomic(dirfd, name, key, HMAC_KEY_BYTES, 0600) == 0 ? 0
+                                                                            : err_sys(err, errno, "writing %s", name);
 }
 
 int keys_open(struct store *s, struct err *err)
@@ -88,7 +95,8 @@ int keys_open(struct store *s, struct err *err)
         return err_sys(err, errno, "opening keys/");
     s->keys.receipt = sign_key_load_or_make(dirfd, "receipt.pem", err);
     s->keys.checkpoint = s->keys.receipt ? sign_key_load_or_make(dirfd, "checkpoint.pem", err) : NULL;
-    if (!s->keys.checkpoint || load_argv_key(s, dirfd, err) != 0)
+    if (!s->keys.checkpoint || load_hmac_key(dirfd, "argv.key", s->keys.argv, err) != 0 ||
+        load_hmac_key(dirfd, "snapshot.key", s->keys.snapshot, err) != 0)
         return -1;
     if (db_exec(s->db, "BEGIN IMMEDIATE", err) != 0)
         return -1;
@@ -105,6 +113,7 @@ void keys_close(struct store *s)
     sign_key_free(s->keys.receipt);
     sign_key_free(s->keys.checkpoint);
     explicit_bzero(s->keys.argv, sizeof s->keys.argv);
+    explicit_bzero(s->keys.snapshot, sizeof s->keys.snapshot);
 }
 
 static json_t *key_json(struct stmt *st)
@@ -140,6 +149,6 @@ char *evidence_keys(struct store *s, struct err *err)
 void evidence_argv_hmac(struct store *s, const void *data, size_t len, char out[static SHA256_HEX])
 {
     uint8_t mac[SHA256_BYTES];
-    crypto_hmac_sha256(s->keys.argv, ARGV_KEY_BYTES, data, len, mac);
+    crypto_hmac_sha256(s->keys.argv, HMAC_KEY_BYTES, data, len, mac);
     enc_hex(mac, sizeof mac, out);
 }

@@ -74,8 +74,13 @@ static int old_odds(struct store_tx *tx, const struct retention *r, struct err *
     static const char JOBS[] =
         "DELETE FROM jobs WHERE rowid IN (SELECT rowid FROM (SELECT rowid, state, finished_at_ms FROM jobs"
         " WHERE sandbox_id = '' ORDER BY id LIMIT ?2) WHERE state >= 3 AND finished_at_ms < ?1)";
+    // Alive ones stay, also when the sandbox they were taken of is gone: they carry what a restore needs.
+    static const char SNAPSHOTS[] =
+        "DELETE FROM snapshots WHERE rowid IN (SELECT rowid FROM snapshots INDEXED BY snapshots_gone"
+        " WHERE deleted_at_ms <> 0 AND deleted_at_ms < ? ORDER BY deleted_at_ms LIMIT ?)";
     if (old_rows(tx, IDEM, r->idem_before_ms, r->max_rows, err) != 0 ||
-        old_rows(tx, EVENTS, r->events_before_ms, r->max_rows, err) != 0)
+        old_rows(tx, EVENTS, r->events_before_ms, r->max_rows, err) != 0 ||
+        old_rows(tx, SNAPSHOTS, r->destroyed_before_ms, r->max_rows, err) != 0)
         return -1;
     return old_rows(tx, JOBS, r->destroyed_before_ms, r->max_rows, err);
 }

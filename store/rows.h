@@ -124,8 +124,9 @@ int snapshot_row_copy(struct snapshot_row *to, const struct snapshot_row *from);
 // Quota of alive ones in the same transaction: rate_limited/quota_exceeded (max_alive 0: none). A parent that is not
 // alive (any more): conflict/parent_deleted.
 int snapshot_insert(struct store_tx *tx, const struct snapshot_row *row, unsigned max_alive, struct err *err);
-// Writes the row whole. Moving to deleted refuses (conflict/has_children) while an alive snapshot has it as parent_id;
-// a deleted row is never brought back (conflict/deleted).
+// Writes the row whole, but for sandbox_id, parent_id, created_at_ms. Moving to deleted (state and deleted_at_ms: both, or
+// internal/snapshot_state) refuses while an alive snapshot has it as parent_id (conflict/has_children); a deleted row is
+// never brought back (conflict/deleted), a newer one never written over (internal/stale_row).
 int snapshot_update(struct store_tx *tx, const struct snapshot_row *row, struct err *err);
 int snapshot_get(struct store *s, const char *tenant, const char *id, struct snapshot_row *ret, struct err *err);
 struct snapshot_filter {
@@ -135,7 +136,7 @@ struct snapshot_filter {
 };
 int snapshot_list(struct store *s, const struct snapshot_filter *filter,
                   bool (*fn)(void *, const struct snapshot_row *), void *arg, struct err *err);
-// Alive ones whose time has come, oldest first, at most limit.
+// Alive ones whose time has come, oldest first, at most limit. Not those with alive children: they cannot go yet.
 int snapshot_each_expired_all_tenants(struct store *s, int64_t now_ms, unsigned limit,
                                       bool (*fn)(void *, const struct snapshot_row *), void *arg, struct err *err);
 int snapshot_each_alive_all_tenants(struct store *s, bool (*fn)(void *, const struct snapshot_row *), void *arg,
@@ -240,7 +241,7 @@ int idem_find(struct store *s, const char *tenant, const char *method, const cha
 
 // ---- retention ------------------------------------------------------------------------------------------------
 struct retention {
-    int64_t destroyed_before_ms;   // destroyed sandboxes (with commands, jobs) older than this go
+    int64_t destroyed_before_ms;   // destroyed sandboxes (with commands, jobs), deleted snapshots older than this go
     int64_t idem_before_ms, events_before_ms;
     unsigned max_rows;             // per call, so that the writer is never held long
 };

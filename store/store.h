@@ -1,9 +1,9 @@
 // store.h - the SQLite file and what lives beside it: opening, the single writer, read access, reserve.
 //
 // Owns: <state>/airlock.db (WAL, synchronous=FULL), its migrations, the writer thread that commits in groups, the
-// signing keys (<state>/keys/*.pem), <state>/checkpoint.json. Does not own: what the rows mean (sandbox/), HTTP,
-// processes. Rows are declared in rows.h, evidence (admissions, receipts, audit) in evidence.h, output spools in
-// spool.h, sandbox logs in logfile.h, offline checking in verify.h.
+// keys (<state>/keys/), <state>/checkpoint.json. Does not own: what the rows mean (sandbox/), HTTP, processes.
+// Rows are declared in rows.h, evidence (admissions, receipts, audit) in evidence.h, output spools in
+// spool.h, sandbox logs in logfile.h, seals in seal.h, offline checking in verify.h.
 //
 // Threads: store_write and store_submit from any thread but the writer's own; reads from any thread (each thread
 // gets its own read connection, closed at thread exit). Transaction functions run on the writer thread and must

@@ -120,6 +120,18 @@ struct job_row job_of(const char *tenant, const char *sandbox_id)
     return r;
 }
 
+struct snapshot_row snapshot_of(const char *tenant, const char *sandbox_id, const char *parent_id)
+{
+    struct snapshot_row r = {.state = SNAPSHOT_READY, .kind = "delta", .vcpus = 1, .memory_mib = 256, .disk_mib = 1024,
+                             .epoch = 1, .generation = 1};
+    id_new(ID_SNAPSHOT, r.id);
+    snprintf(r.tenant, sizeof r.tenant, "%s", tenant);
+    snprintf(r.sandbox_id, sizeof r.sandbox_id, "%s", sandbox_id);
+    snprintf(r.parent_id, sizeof r.parent_id, "%s", parent_id);
+    r.created_at_ms = clock_wall_ms();
+    return r;
+}
+
 static int sandbox_tx(struct store_tx *tx, void *arg, struct err *err)
 {
     return sandbox_insert(tx, arg, 0, err);
@@ -148,6 +160,16 @@ static int job_tx(struct store_tx *tx, void *arg, struct err *err)
 void put_job(struct store *s, const struct job_row *row)
 {
     must_write(s, job_tx, (void *)row);
+}
+
+static int snapshot_tx(struct store_tx *tx, void *arg, struct err *err)
+{
+    return snapshot_insert(tx, arg, 0, err);
+}
+
+void put_snapshot(struct store *s, const struct snapshot_row *row)
+{
+    must_write(s, snapshot_tx, (void *)row);
 }
 
 static int admit_tx(struct store_tx *tx, void *arg, struct err *err)

@@ -42,10 +42,12 @@ struct admission admission_of(const char *tenant, const char *operation);
 struct sandbox_row sandbox_of(const char *tenant, const char *name);
 struct command_row command_of(const char *tenant, const char *sandbox_id);
 struct job_row job_of(const char *tenant, const char *sandbox_id);
+struct snapshot_row snapshot_of(const char *tenant, const char *sandbox_id, const char *parent_id);
 
 void put_sandbox(struct store *s, const struct sandbox_row *row);
 void put_command(struct store *s, const struct command_row *row);
 void put_job(struct store *s, const struct job_row *row);
+void put_snapshot(struct store *s, const struct snapshot_row *row);
 void admit(struct store *s, const struct admission *a);
 void settle(struct store *s, const struct admission *a, const char *outcome, int status);
 

@@ -78,6 +78,11 @@ static bool count_pending(void *arg, const struct admission *a)
     return true;
 }
 
+static int update_tx(struct store_tx *tx, void *arg, struct err *err)
+{
+    return sandbox_update(tx, arg, err);
+}
+
 static void test_from_version_1(void **state)
 {
     struct dir *d = *state;
@@ -107,6 +112,55 @@ static void test_from_version_1(void **state)
         fail_msg("verdict %d: %s", r.verdict, r.fault);
     assert_int_equal(r.entries, 5);
     assert_int_equal(r.receipts, 2);
+}
+
+static void test_rows_of_version_1(void **state)
+{
+    struct dir *d = *state;
+    struct err err = {0};
+    struct sandbox_row row, again;
+    struct snapshot_row none;
+    load_old(d, "v1.sql");
+    struct store *s = open_store(d);
+    assert_int_equal(sandbox_get(s, "t", "sbx01m85e05nn3kt7yvyt0g7e86v5", &row, &err), 0);
+    assert_string_equal(row.parent_sandbox_id, "");
+    assert_string_equal(row.parent_snapshot_id, "");
+    assert_null(row.origin_json);
+    assert_null(row.uniqueness_json);
+    row.generation++; // and goes on as one of today
+    row.origin_json = strdup("{}");
+    must_write(s, update_tx, &row);
+    assert_int_equal(sandbox_get(s, "t", row.id, &again, &err), 0);
+    assert_string_equal(again.name, "one");
+    assert_string_equal(again.labels_json, "{\"k\":\"v\"}");
+    assert_string_equal(again.origin_json, "{}");
+    sandbox_row_free(&row);
+    sandbox_row_free(&again);
+    assert_int_equal(snapshot_get(s, "t", "none", &none, &err), 1);
+    store_close(s);
+}
+
+// A backup from before the upgrade is checked as it is.
+static void test_verify_version_1(void **state)
+{
+    struct dir *d = *state, *opened = dir_new();
+    struct verify_report r;
+    char line[700];
+    load_old(d, "v1.sql");
+    load_old(opened, "v1.sql");
+    store_close(open_store(opened)); // writes the public keys that the table has
+    snprintf(line, sizeof line, "cp -a '%s/keys' '%s/'", opened->path, d->path);
+    assert_int_equal(system(line), 0);
+    if (verify_state(d->path, NULL, NULL, 1, &r) != VERIFY_OK)
+        fail_msg("verdict %d: %s", r.verdict, r.fault);
+    assert_int_equal(r.entries, 3);
+    struct err err = {0};
+    struct db *db = open_db(d); // looking changed nothing
+    assert_int_equal(db_number(db, "PRAGMA user_version", &err), 1);
+    db_close(db);
+    poke(d, "PRAGMA user_version = 1000");
+    assert_int_equal(verify_state(d->path, NULL, NULL, 1, &r), VERIFY_UNREADABLE);
+    dir_free(opened);
 }
 
 static void test_a_step_is_all_or_nothing(void **state)
@@ -227,6 +281,16 @@ static void test_unreadable_keys(void **state)
     assert_int_equal(fd_write_file_atomic(keys, "argv.key", "short", 5, 0600), 0);
     refused(d, ERR_INTERNAL, "key_unreadable", &err);
     assert_int_equal(unlinkat(keys, "argv.key", 0), 0);
+    assert_int_equal(fd_write_file_atomic(keys, "snapshot.key", "", 0, 0600), 0);
+    refused(d, ERR_INTERNAL, "key_unreadable", &err);
+    assert_string_equal(err.detail, "keys/snapshot.key is damaged");
+    static const char LONG[33] = "thirty-three bytes are not a key";
+    assert_int_equal(fd_write_file_atomic(keys, "snapshot.key", LONG, sizeof LONG, 0600), 0);
+    refused(d, ERR_INTERNAL, "key_unreadable", &err);
+    assert_int_equal(unlinkat(keys, "snapshot.key", 0), 0);
+    assert_int_equal(mkdirat(keys, "snapshot.key", 0700), 0); // there, but not to be read: not made anew
+    refused(d, ERR_INTERNAL, "system_error", &err);
+    assert_int_equal(unlinkat(keys, "snapshot.key", AT_REMOVEDIR), 0);
     assert_int_equal(fd_write_file_atomic(keys, "receipt.pem", "no key", 6, 0600), 0);
     refused(d, ERR_INTERNAL, "key_unreadable", &err);
 }
@@ -271,7 +335,8 @@ int main(void)
 {
 #define T(fn) cmocka_unit_test_setup_teardown(fn, dir_setup, dir_teardown)
     const struct CMUnitTest tests[] = {
-        T(test_step_1_makes_what_it_made), T(test_from_version_1), T(test_a_step_is_all_or_nothing), T(test_newer),
+        T(test_step_1_makes_what_it_made), T(test_from_version_1), T(test_rows_of_version_1), T(test_verify_version_1),
+        T(test_a_step_is_all_or_nothing), T(test_newer),
         T(test_second_server_names_the_first), T(test_second_in_one_process), T(test_garbage), T(test_damaged_pages),
         T(test_chain_cut_by_hand), T(test_unreadable_keys), T(test_odd_path), T(test_descriptors),
     };

@@ -142,11 +142,15 @@ static void test_sandbox_round_trip(void **state)
     row.env_json = strdup("{\"A\":\"1\"}");
     row.detached = true;
     strcpy(row.owner, "me");
+    strcpy(row.parent_sandbox_id, "sbxa");
+    strcpy(row.parent_snapshot_id, "snpb");
+    row.origin_json = strdup("{\"o\":1}");
     strcpy(row.state_reason, "why");
     put_sandbox(s, &row);
     row.generation = 2;
     row.state = 2;
     row.backend_json = strdup("{}");
+    row.uniqueness_json = strdup("{\"u\":2}");
     must_write(s, sandbox_update_tx, &row);
     assert_int_equal(sandbox_get(s, "a", row.id, &got, &err), 0);
     assert_int_equal(sandbox_row_copy(&copy, &got), 0);
@@ -154,6 +158,10 @@ static void test_sandbox_round_trip(void **state)
     assert_string_equal(copy.labels_json, row.labels_json);
     assert_string_equal(copy.backend_json, "{}");
     assert_null(copy.runtime_json);
+    assert_string_equal(copy.origin_json, "{\"o\":1}");
+    assert_string_equal(copy.uniqueness_json, "{\"u\":2}");
+    assert_string_equal(copy.parent_sandbox_id, "sbxa");
+    assert_string_equal(copy.parent_snapshot_id, "snpb");
     // All that is inline is the same, byte for byte.
     struct sandbox_row a = copy, b = row;
     char **const heap[] = {&a.labels_json, &a.env_json, &a.backend_json, &b.labels_json, &b.env_json, &b.backend_json};
@@ -628,9 +636,28 @@ static bool ignore_receipt(void *arg, const struct receipt_row *row)
     return true;
 }
 
+static bool ignore_snapshot(void *arg, const struct snapshot_row *row)
+{
+    return true;
+}
+
 static bool ignore_admission(void *arg, const struct admission *a)
 {
     return true;
+}
+
+static void read_snapshots(struct store *s, const char *sandbox_id)
+{
+    struct err err = {0};
+    struct snapshot_row row;
+    for (int deleted = 0; deleted < 2; deleted++)
+        for (int of_sandbox = 0; of_sandbox < 2; of_sandbox++) {
+            const struct snapshot_filter f = {{.tenant = "a", .limit = 20}, of_sandbox ? sandbox_id : NULL, deleted};
+            assert_int_equal(snapshot_list(s, &f, ignore_snapshot, NULL, &err), 0);
+        }
+    assert_int_equal(snapshot_get(s, "a", "none", &row, &err), 1);
+    assert_int_equal(snapshot_each_expired_all_tenants(s, INT64_MAX, 20, ignore_snapshot, NULL, &err), 0);
+    assert_int_equal(snapshot_each_alive_all_tenants(s, ignore_snapshot, NULL, &err), 0);
 }
 
 // All reads once, so that they are prepared.
@@ -670,6 +697,7 @@ static void read_everything(struct store *s, const char *sandbox_id)
     assert_int_equal(token_find(s, hash, &token, &err), 1);
     assert_int_equal(token_get(s, "a", "none", &token, &err), 1);
     assert_int_equal(token_list(s, &page, keep_token, &ids, &err), 0);
+    read_snapshots(s, sandbox_id);
     free(audit_checkpoint(s, &err));
     free(evidence_keys(s, &err));
 }
@@ -681,11 +709,35 @@ static void fill(const struct dir *d)
             " 1, 'destroy', 0, '', 1, i, i, i, '', '', '', NULL, NULL, NULL, NULL, '', '', NULL,"
             " NULL FROM n");
     poke(d, "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 100000)"
+            " INSERT INTO snapshots SELECT printf('snp%026d', i), 'a', printf('sbx%026d', i), printf('snp%026d', i - 1), i,"
+            " '', 2, '', 'delta', '', 'debian', '', 1, 1, 1, '{}', 'kvm', 1, '', '{}', '{}', '{}', '{}', 1, 1, i, 1, i, '',"
+            " '', '', NULL FROM n");
+    poke(d, "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 100000)"
             " INSERT INTO jobs SELECT printf('job%026d', i), 'a', printf('sbx%026d', i), 'sandbox.create', 3, '', NULL,"
             " NULL, NULL, '', '', '', '', i, i, i FROM n");
     poke(d, "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 100000)"
             " INSERT INTO commands SELECT printf('cmd%026d', i), 'a', printf('sbx%026d', i / 100), 3, 1, 0, 0, '', '', 1,"
             " 1, 1, 0, 0, 0, 0, 0, 0, '', NULL, 0, 0, 0, 0, '', '', 0, '', '', '', 1, i, i, i FROM n");
+}
+
+static int snapshot_insert_tx(struct store_tx *tx, void *arg, struct err *err)
+{
+    return snapshot_insert(tx, arg, 3, err);
+}
+
+static int snapshot_update_tx(struct store_tx *tx, void *arg, struct err *err)
+{
+    return snapshot_update(tx, arg, err);
+}
+
+static void write_snapshots(struct store *s, const char *sandbox_id)
+{
+    struct snapshot_row parent = snapshot_of("a", sandbox_id, ""), child = snapshot_of("a", sandbox_id, parent.id);
+    must_write(s, snapshot_insert_tx, &parent);
+    must_write(s, snapshot_insert_tx, &child);
+    child.state = SNAPSHOT_DELETED;
+    child.deleted_at_ms = 100001;
+    must_write(s, snapshot_update_tx, &child);
 }
 
 static void test_flat_with_100000_rows(void **state)
@@ -706,6 +758,7 @@ static void test_flat_with_100000_rows(void **state)
     must_write(s, command_update_tx, &command);
     put_job(s, &job);
     must_write(s, job_update_tx, &job);
+    write_snapshots(s, row.id);
     read_everything(s, row.id);
     const int64_t us = clock_mono_us() - t0;
     struct prune_args p = {.r = {.destroyed_before_ms = 3, .max_rows = 1000}};
@@ -715,7 +768,7 @@ static void test_flat_with_100000_rows(void **state)
     assert_true(lines >= 20);
     must_write(s, plans_tx, &lines);
     assert_true(lines >= 40);
-    print_message("30 calls beside 300,000 rows: %lld us\n", (long long)us);
+    print_message("40 calls beside 400,000 rows: %lld us\n", (long long)us);
     assert_true(us < 2000000); // a table walk alone would take longer, also under a sanitizer
     store_close(s);
 }
