@@ -195,7 +195,47 @@ struct create_admission {
     struct op *op;
     char image[192];
     bool inserted;               // the row is in the store: a failure from here on must be recorded
+    unsigned reserved_mib;       // of the memory budget, until the sandbox has it
 };
+
+// A shape that is asked for must be the snapshot's: a saved memory cannot change its size.
+static int check_shape(const struct sandbox_row *row, const struct snapshot_row *snapshot, struct err *err)
+{
+    const bool same = (!row->vcpus || row->vcpus == snapshot->vcpus) &&
+                      (!row->memory_mib || row->memory_mib == snapshot->memory_mib) &&
+                      (!row->disk_mib || row->disk_mib == snapshot->disk_mib);
+    if (same)
+        return 0;
+    err_set(err, ERR_SNAPSHOT_MISMATCH, "snapshot_mismatch",
+            "the snapshot has %d vcpus, %d MiB of memory and a disk of %d MiB: resources differ", snapshot->vcpus,
+            snapshot->memory_mib, snapshot->disk_mib);
+    return err_remedy(err, "leave out resources");
+}
+
+static int admit_snapshot(struct create_admission *c, struct err *err)
+{
+    struct sandbox_row *row = &c->op->row;
+    struct snapshot_row snapshot = {0};
+    const int found = snapshot_get(c->m->store, row->tenant, row->parent_snapshot_id, &snapshot, err);
+    if (found != 0) {
+        if (found > 0)
+            *err = not_found_error();
+        return -1;
+    }
+    int failed = snapshot.state == SNAPSHOT_READY
+                     ? check_shape(row, &snapshot, err)
+                     : err_set(err, ERR_CONFLICT, "snapshot_deleted", "the snapshot was deleted");
+    snprintf(row->image_ref, sizeof row->image_ref, "%s", snapshot.image_ref);
+    snprintf(row->image_digest, sizeof row->image_digest, "%s", snapshot.image_digest);
+    snprintf(row->parent_sandbox_id, sizeof row->parent_sandbox_id, "%s", snapshot.sandbox_id);
+    row->vcpus = snapshot.vcpus;
+    row->memory_mib = snapshot.memory_mib;
+    row->disk_mib = snapshot.disk_mib;
+    free(row->env_json);
+    row->env_json = strdup(snapshot.env_json ? snapshot.env_json : "{}");
+    snapshot_row_free(&snapshot);
+    return failed;
+}
 
 static int admit_checks(struct create_admission *c, struct err *err)
 {
@@ -204,13 +244,23 @@ static int admit_checks(struct create_admission *c, struct err *err)
     struct image_ref image;
     if (store_reserve_check(m->store, err) != 0)
         return -1;
-    if (images_resolve(m->images, c->image, &image, err) != 0)
-        return -1;
     enum vm_accel accel;
     if (accel_choose(m, *c->op->require_accel ? c->op->require_accel : NULL, &accel, err) != 0)
         return -1;
-    snprintf(row->image_ref, sizeof row->image_ref, "%s", c->image);
-    snprintf(row->image_digest, sizeof row->image_digest, "%s", image.digest);
+    if (*row->parent_snapshot_id) {
+        if (admit_snapshot(c, err) != 0)
+            return -1;
+    } else {
+        if (images_resolve(m->images, c->image, &image, err) != 0)
+            return -1;
+        snprintf(row->image_ref, sizeof row->image_ref, "%s", c->image);
+        snprintf(row->image_digest, sizeof row->image_digest, "%s", image.digest);
+    }
+    c->reserved_mib = budget_need(accel, row->memory_mib);
+    if (budget_take(m, c->reserved_mib, err) != 0) {
+        c->reserved_mib = 0;
+        return -1;
+    }
     CLEANUP_JSON json_t *b = json_object();
     json_put_str(b, "accel", vm_accel_name(accel));
     json_put_str(b, "isolation", accel == VM_ACCEL_KVM ? "hardware" : "emulated");
@@ -246,8 +296,12 @@ static struct sandbox *admit(struct create_admission *c, struct err *err)
         return NULL;
     }
     struct sandbox *s = sandbox_new(c->m, &kept, true, err);
-    if (!s)
+    if (!s) {
         sandbox_row_free(&kept);
+        return NULL;
+    }
+    s->reserved_mib = c->reserved_mib;
+    c->reserved_mib = 0;
     return s;
 }
 
@@ -275,6 +329,7 @@ static void create_admit_work(void *arg)
     struct manager *m = c->m;
     struct err err = {0};
     struct sandbox *s = admit(c, &err);
+    budget_give(m, c->reserved_mib);
     if (!s) {
         if (c->inserted)
             admitted_but_failed(c, &err);
@@ -342,7 +397,8 @@ int manager_create(struct manager *m, const struct sandbox_request *r, const str
     fill_row(&op->row, r, &op->a);
     c->m = m;
     c->op = op;
-    snprintf(c->image, sizeof c->image, "%s", r->image);
+    snprintf(c->image, sizeof c->image, "%s", r->image ? r->image : "");
+    snprintf(op->row.parent_snapshot_id, sizeof op->row.parent_snapshot_id, "%s", r->snapshot_id ? r->snapshot_id : "");
     atomic_fetch_add(&m->active, 1);
     if (work_submit(m->ops, create_admit_work, c) == 0)
         return 0;
