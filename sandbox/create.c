@@ -44,6 +44,7 @@ static void commit_up(struct launch *l)
     launch_describe(l);
     job_end(l->job, JOB_SUCCEEDED, NULL, s->id);
     CLEANUP_JSON json_t *facts = launch_facts(l);
+    crash_point(s, "commit");
     const struct change c = {.update = &l->row, .from_state = from, .cause = l->op->name, .job_update = l->job,
                              .settle = &l->op->a, .outcome = "succeeded", .status = l->op->success_status,
                              .ref = s->id, .facts = facts};

@@ -184,7 +184,7 @@ struct stage {
 };
 // Runs stages in order, journaling each name in job before it begins and its time after. On failure undoes the ones
 // that ran, last first, and returns -1 with the stage's name in err->internal.
-int stages_run(struct manager *m, struct job_row *job, const struct stage *stages, size_t n, void *ctx, struct err *err);
+int stages_run(struct sandbox *s, struct job_row *job, const struct stage *stages, size_t n, void *ctx, struct err *err);
 
 // ---- journal.c ------------------------------------------------------------------------------------------------
 // One durable step: everything that is set is written in one transaction.

@@ -256,7 +256,6 @@ static int stage_agent(void *arg, struct err *err)
     struct launch *l = arg;
     struct sandbox *s = l->s;
     const int64_t t = clock_mono_us();
-    crash_point(s, "agent");
     const bool stands = l->origin && (!l->pooled || !l->pool_restored); // restored, and not yet let go
     bool up = !stands || vm_resume(l->vm, err) == 0;
     l->ran = up;
@@ -360,7 +359,7 @@ static int run_claimed(struct launch *l, struct err *err)
 {
     const int64_t t = clock_mono_us();
     if (!l->pool_restored)
-        return stages_run(l->s->m, l->job, UNPARK, 2, l, err);
+        return stages_run(l->s, l->job, UNPARK, 2, l, err);
     crash_point(l->s, "agent");
     const int failed = stage_agent(l, err);
     stage_note(l->job, "agent", clock_mono_us() - t);
@@ -371,16 +370,15 @@ static int run_claimed(struct launch *l, struct err *err)
 
 int launch_run(struct launch *l, struct err *err)
 {
-    struct manager *m = l->s->m;
     if (op_should_stop(l->s, l->op, err))
         return -1;
     if (launch_from_pool(l, err) != 0)
         return -1;
     if (l->pooled)
         return run_claimed(l, err);
-    if (stages_run(m, l->job, PREPARE, 1, l, err) != 0)
+    if (stages_run(l->s, l->job, PREPARE, 1, l, err) != 0)
         return -1;
-    return l->origin ? stages_run(m, l->job, CONTINUE, 3, l, err) : stages_run(m, l->job, BOOT, 2, l, err);
+    return l->origin ? stages_run(l->s, l->job, CONTINUE, 3, l, err) : stages_run(l->s, l->job, BOOT, 2, l, err);
 }
 
 int launch_finish(struct launch *l, struct err *err)

@@ -266,7 +266,7 @@ void stage_note(struct job_row *job, const char *name, int64_t us)
     job->stages_json = json_dumps(stages, JSON_COMPACT);
 }
 
-int stages_run(struct manager *m, struct job_row *job, const struct stage *stages, size_t n, void *ctx, struct err *err)
+int stages_run(struct sandbox *s, struct job_row *job, const struct stage *stages, size_t n, void *ctx, struct err *err)
 {
     size_t i = 0;
     for (; i < n; i++) {
@@ -274,8 +274,9 @@ int stages_run(struct manager *m, struct job_row *job, const struct stage *stage
         job->state = JOB_RUNNING;
         job->updated_at_ms = clock_wall_ms();
         const struct change c = {.job_update = job};
-        if (*job->id && change_commit(m, &c, err) != 0) // a fork's children have no journal of their own: they are undone
+        if (*job->id && change_commit(s->m, &c, err) != 0) // a fork's children have no journal of their own: they are undone
             break;
+        crash_point(s, stages[i].name);
         const int64_t t = clock_mono_us();
         const int failed = stages[i].run(ctx, err);
         stage_note(job, stages[i].name, clock_mono_us() - t);

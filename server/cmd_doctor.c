@@ -5,6 +5,7 @@
 
 #include "base/fd.h"
 #include "qemu/host.h"
+#include "sandbox/crash.h"
 #include "sandbox/images.h"
 #include "server/commands.h"
 
@@ -30,6 +31,16 @@ static int images_check(const char *dir)
     return ok ? 0 : 1;
 }
 
+// Where a test build (-DAIRLOCK_CRASH_POINTS=ON) can be told to end by AIRLOCK_CRASH_AT.
+static int stages(void)
+{
+    for (const char *const *at = CRASH_STAGES; *at; at++)
+        puts(*at);
+    if (!crash_points_built())
+        fputs("this build does not honour AIRLOCK_CRASH_AT: configure with -DAIRLOCK_CRASH_POINTS=ON\n", stderr);
+    return 0;
+}
+
 int cmd_doctor(int argc, char **argv)
 {
     const char *image_dir = "var/images";
@@ -40,11 +51,13 @@ int cmd_doctor(int argc, char **argv)
     for (int i = 0; i < argc; i++) {
         if (strcmp(argv[i], "--image-dir") == 0 && i + 1 < argc) {
             image_dir = argv[++i];
+        } else if (strcmp(argv[i], "--stages") == 0) {
+            return stages();
         } else if (strcmp(argv[i], "--allow-emulation") == 0) {
             allow_emulation = true;
         } else {
             const bool help = strcmp(argv[i], "--help") == 0;
-            fputs("usage: airlock doctor [--image-dir DIR] [--allow-emulation]\n", help ? stdout : stderr);
+            fputs("usage: airlock doctor [--image-dir DIR] [--allow-emulation] [--stages]\n", help ? stdout : stderr);
             return help ? 0 : 2;
         }
     }
