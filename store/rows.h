@@ -126,7 +126,8 @@ int snapshot_row_copy(struct snapshot_row *to, const struct snapshot_row *from);
 int snapshot_insert(struct store_tx *tx, const struct snapshot_row *row, unsigned max_alive, struct err *err);
 // Writes the row whole, but for sandbox_id, parent_id, created_at_ms. Moving to deleted (state and deleted_at_ms: both, or
 // internal/snapshot_state) refuses while an alive snapshot has it as parent_id (conflict/has_children); a deleted row is
-// never brought back (conflict/deleted), a newer one never written over (internal/stale_row).
+// never brought back nor deleted again at another time (conflict/deleted), a newer one never written over
+// (internal/stale_row).
 int snapshot_update(struct store_tx *tx, const struct snapshot_row *row, struct err *err);
 int snapshot_get(struct store *s, const char *tenant, const char *id, struct snapshot_row *ret, struct err *err);
 struct snapshot_filter {

@@ -104,7 +104,8 @@ static int check_children(struct store_tx *tx, const struct snapshot_row *row, s
     return err_remedy(err, "delete them first");
 }
 
-// What is stored decides: a deleted row stays deleted, a newer one stays newer. 0 with what it finds.
+// What is stored decides: a deleted row stays deleted, a newer one stays newer. Of two deletions at once the second has
+// another time and is refused. 0 with what it finds.
 static int check_stored(struct store_tx *tx, const struct snapshot_row *row, bool *ret_deleted, struct err *err)
 {
     CLEANUP_STMT struct stmt *st =
@@ -114,12 +115,12 @@ static int check_stored(struct store_tx *tx, const struct snapshot_row *row, boo
     const int got = db_step(st, err);
     if (got <= 0)
         return got < 0 ? -1 : err_set(err, ERR_NOT_FOUND, "", "no such snapshot");
-    const bool deleted = db_col_int(st) != 0;
-    if (deleted && row->deleted_at_ms == 0)
+    const int64_t deleted_at_ms = db_col_int(st);
+    if (deleted_at_ms != 0 && row->deleted_at_ms != deleted_at_ms)
         return err_set(err, ERR_CONFLICT, "deleted", "the snapshot was deleted");
     if (db_col_int(st) > row->generation)
         return err_set(err, ERR_INTERNAL, "stale_row", "the snapshot was changed in between");
-    *ret_deleted = deleted;
+    *ret_deleted = deleted_at_ms != 0;
     return 0;
 }
 

@@ -294,6 +294,9 @@ static void test_never_comes_back(void **state)
     must_write(s, update_tx, &row);
     late.generation = 9; // believes to be newer
     refused(s, update_tx, &late, ERR_CONFLICT, "deleted");
+    late = row; // another deletion, begun when it was alive
+    late.deleted_at_ms = 1001;
+    refused(s, update_tx, &late, ERR_CONFLICT, "deleted");
     row.deletion_json = (char *)"{}"; // its report may still be added
     must_write(s, update_tx, &row);
     assert_int_equal(snapshot_get(s, "a", row.id, &got, &err), 0);
