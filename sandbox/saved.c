@@ -201,10 +201,8 @@ int saved_finish(struct saved_writer *w, const struct saved_facts *f, const stru
 // ---- reading ----------------------------------------------------------------------------------------------------------
 static void check_seal(struct store *store, json_t *manifest, json_t *mismatches)
 {
-    char seal[SHA256_HEX] = "";
     const char *told = json_get_str(manifest, "seal");
-    if (told)
-        snprintf(seal, sizeof seal, "%s", told);
+    CLEANUP_FREE char *seal = told ? strdup(told) : NULL;
     (void)json_object_del(manifest, "seal");
     CLEANUP_FREE char *text = json_canonical(manifest);
     if (!text || !store_seal_ok(store, text, strlen(text), seal))
