@@ -435,6 +435,7 @@ static void reconcile_one(struct sandbox *s, struct unfinished *u)
             admission_of(s->m, job, &a);
         finish_stop(s, job, &a);
     } else if (state == SANDBOX_RUNNING || state == SANDBOX_PAUSED) {
+        cold_erase(s, NULL); // of a cooling that had not come to its commit, or of one that is over
         adopt_running(s);
     } else if (state == SANDBOX_RESTORING) {
         job = find_kind(u, "sandbox.resume");
