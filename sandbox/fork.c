@@ -155,7 +155,7 @@ static json_t *group_facts(const struct fork_group *g)
     return f;
 }
 
-static void group_commit(struct fork_group *g)
+static void group_commit(struct fork_group *g, struct sandbox *last)
 {
     struct err err = {0};
     struct sandbox_row *rows = calloc(g->n, sizeof *rows);
@@ -171,7 +171,7 @@ static void group_commit(struct fork_group *g)
     const struct change c = {.rows = rows, .n_rows = g->n, .rows_from = SANDBOX_STARTING, .cause = "fork",
                              .job_update = &g->job, .settle = &g->a, .outcome = "succeeded", .status = g->status,
                              .ref = g->job.id, .facts = facts};
-    crash_point(g->children[0].s, "commit");
+    crash_point(last, "commit");
     const int failed = rows ? change_commit(g->m, &c, &err) : err_set(&err, ERR_INTERNAL, "out_of_memory", "out of memory");
     free(rows);
     if (failed) {
@@ -188,13 +188,14 @@ static void group_commit(struct fork_group *g)
     group_free(g);
 }
 
-static void group_left(struct fork_group *g, unsigned n)
+// last: whose operation this is.
+static void group_left(struct fork_group *g, struct sandbox *last)
 {
     pthread_mutex_lock(&g->lock);
-    g->left -= n;
-    const bool last = g->left == 0;
+    g->left--;
+    const bool all = g->left == 0;
     pthread_mutex_unlock(&g->lock);
-    if (!last)
+    if (!all)
         return;
     for (unsigned i = 0; i < g->n; i++)
         if (!g->children[i].up) {
@@ -202,7 +203,7 @@ static void group_left(struct fork_group *g, unsigned n)
             group_undo(g, &why);
             return;
         }
-    group_commit(g);
+    group_commit(g, last);
 }
 
 // ---- a child ------------------------------------------------------------------------------------------------------
@@ -226,7 +227,7 @@ static void child_run(struct sandbox *s, struct op *op)
     }
     c->up = !failed;
     launch_close(&l);
-    group_left(g, 1);
+    group_left(g, s);
 }
 
 static void child_fill(struct child *c, struct fork_group *g, const struct sandbox_row *from)
@@ -335,7 +336,7 @@ static void start_children(struct fork_group *g)
         struct op *op = op_new("fork", child_run, &g->a, g->status, NULL);
         if (!op) {
             err_set(&c->err, ERR_INTERNAL, "out_of_memory", "out of memory");
-            group_left(g, 1); // not the last: i < n - 1, or all others are done
+            group_left(g, c->s); // not the last: i < n - 1, or all others are done
             continue;
         }
         op->a.idem_key[0] = 0;

@@ -253,6 +253,7 @@ uint64_t budget_mib(const struct manager *m);
 int budget_take(struct manager *m, unsigned mib, struct err *err);
 void budget_force(struct manager *m, unsigned mib);  // of a VM that runs already
 void budget_give(struct manager *m, unsigned mib);
+void memory_gauges(struct manager *m, json_t *g);    // memory.c
 int sandbox_budget_take(struct sandbox *s, enum vm_accel accel, int memory_mib, struct err *err);
 int sandbox_erase(struct sandbox *s, json_t *report, bool keep_records, struct err *err);
 // Picks the accelerator for a launch, waiting for the verdict; refuses rather than downgrades.

@@ -137,7 +137,8 @@ static int journal_runtime(struct launch *l, struct err *err)
     json_put_int(runtime, "jail_uid", l->s->vm_uid);
     free(l->row.runtime_json);
     l->row.runtime_json = json_dumps(runtime, JSON_COMPACT);
-    describe_origin(l);
+    if (l->kind != LAUNCH_WAKE) // whose row still names the files it may have to go back to
+        describe_origin(l);
     const struct change c = {.update = &l->row, .job_update = l->journal_job ? l->job : NULL, .continued = l->commands,
                              .n_continued = l->n_commands};
     if (change_commit(l->s->m, &c, err) != 0)

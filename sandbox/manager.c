@@ -281,6 +281,12 @@ json_t *manager_facts(struct manager *m)
     json_t *f = json_object(), *images = json_array(), *jail = json_object();
     json_put(f, "accel", accel_facts(m));
     json_put_int(f, "sandboxes_max", m->o.max_live_per_tenant);
+    json_t *memory = json_object();
+    pthread_mutex_lock(&m->lock);
+    json_put_int(memory, "committed_mib", (int64_t)m->committed_mib);
+    pthread_mutex_unlock(&m->lock);
+    json_put_int(memory, "budget_mib", (int64_t)budget_mib(m));
+    json_put(f, "memory", memory);
     json_put_str(f, "qemu_version", *m->host.qemu_version ? m->host.qemu_version : NULL);
     json_put_str(f, "qemu_digest", *m->host.qemu_sha256 ? m->host.qemu_sha256 : NULL);
     struct image_runtime r;
@@ -333,6 +339,7 @@ json_t *manager_gauges(struct manager *m)
     json_put_int(g, "airlock_boots_total", (int64_t)atomic_load(&m->boots));
     json_put_int(g, "airlock_boot_failures_total", (int64_t)atomic_load(&m->boot_failures));
     json_put_int(g, "airlock_adoptions_total", (int64_t)atomic_load(&m->adoptions));
+    memory_gauges(m, g);
     json_put_int(g, "airlock_commands_total", (int64_t)atomic_load(&m->commands_run));
     return g;
 }
