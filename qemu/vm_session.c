@@ -37,6 +37,10 @@ static void hello_late(void *arg)
 {
     struct vm *vm = arg;
     vm->hello_timer = NULL;
+    if (vm_is_paused(vm)) { // cannot answer; it does once it goes on
+        vm->hello_timer = loop_timer_add(vm->loop, LIMIT_AGENT_HELLO_MS, hello_late, vm);
+        return;
+    }
     log_warn_limited("vm %s: no hello from the agent in time", vm->id);
     session_close(vm);
     reconnect_later(vm);

@@ -150,7 +150,9 @@ static void set_clock(struct sandbox *s, struct vm *vm, json_t *facts)
     struct err err = {0};
     struct vm_refreshed r = {0};
     const struct vm_identity id = {.clock = true};
-    const bool set = vm_refresh(vm, &id, REFRESH_MS, &r, &err) == 0;
+    // After a restart of the server the agent is met only now.
+    const bool set = vm_wait_ready(vm, clock_mono_ms() + REFRESH_MS, &err) &&
+                     vm_refresh(vm, &id, REFRESH_MS, &r, &err) == 0;
     json_put(facts, "clock_set", json_boolean(set));
     if (set)
         json_put_int(facts, "clock_offset_ms", r.clock_offset_ms);

@@ -241,7 +241,7 @@ static void adopt_running(struct sandbox *s)
     const int64_t until = clock_mono_ms() + ADOPT_READY_MS;
     static const char ADOPTED[] = "adopted by a new server; what the console said meanwhile is not kept\n";
     sandbox_log(s, LOGSRC_VMM, "", "", (const uint8_t *)ADOPTED, sizeof ADOPTED - 1);
-    bool ready = false, deleted = false;
+    bool ready = sandbox_present_state(s) == SANDBOX_PAUSED, deleted = false; // one that stands still cannot answer
     while (!ready && !deleted && clock_mono_ms() < until) { // in steps: a delete does not wait for a mute agent
         memset(&err, 0, sizeof err);
         ready = vm_wait_ready(s->vm, clock_mono_ms() + 250, &err);
