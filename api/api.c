@@ -15,7 +15,7 @@
 #define POOL_QUEUE 65536
 #define FREE_WAIT_MS 10000
 
-static const struct handler *const TABLES[] = {SANDBOX_HANDLERS, COMMAND_HANDLERS, SIGNAL_HANDLERS, STDIN_HANDLERS, FILE_HANDLERS, TRANSFER_HANDLERS, LOG_HANDLERS,
+static const struct handler *const TABLES[] = {SANDBOX_HANDLERS, SNAPSHOT_HANDLERS, COMMAND_HANDLERS, SIGNAL_HANDLERS, STDIN_HANDLERS, FILE_HANDLERS, TRANSFER_HANDLERS, LOG_HANDLERS,
                                                TOKEN_HANDLERS,   EVIDENCE_HANDLERS, META_HANDLERS};
 
 static int bind_handler(struct spec *spec, const struct handler *h, struct err *err)

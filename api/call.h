@@ -162,7 +162,7 @@ struct handler {
     // Builds the answer of c->in->replay again; NULL: by the kind of its reference (idem.c).
     void (*replay)(struct api_call *c);
 };
-extern const struct handler SANDBOX_HANDLERS[], COMMAND_HANDLERS[], SIGNAL_HANDLERS[], STDIN_HANDLERS[], FILE_HANDLERS[], TRANSFER_HANDLERS[], LOG_HANDLERS[], TOKEN_HANDLERS[],
+extern const struct handler SANDBOX_HANDLERS[], SNAPSHOT_HANDLERS[], COMMAND_HANDLERS[], SIGNAL_HANDLERS[], STDIN_HANDLERS[], FILE_HANDLERS[], TRANSFER_HANDLERS[], LOG_HANDLERS[], TOKEN_HANDLERS[],
     EVIDENCE_HANDLERS[], META_HANDLERS[]; // each ends with an empty one
 
 // ---- life (call.c) ------------------------------------------------------------------------------------------------

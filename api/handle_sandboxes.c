@@ -106,18 +106,30 @@ static struct act *act_new(struct api_call *c, int status, struct op_callbacks *
 }
 
 // ---- create -----------------------------------------------------------------------------------------------------
+static bool env_fits(struct api_call *c)
+{
+    const json_t *body = c->in->json;
+    if (!json_object_get(body, "snapshot_id") || !json_object_get(body, "env"))
+        return true;
+    faults_add(call_faults(c), "/env", "must not stand beside snapshot_id: the snapshot's is restored");
+    call_invalid(c);
+    return false;
+}
+
 static void create(struct api_call *c)
 {
     const json_t *body = c->in->json, *resources = json_object_get(body, "resources");
     const json_t *lifecycle = json_object_get(body, "lifecycle"), *require = json_object_get(body, "require");
+    const bool restore = json_object_get(body, "snapshot_id") != NULL; // has a shape and an environment of its own
     const struct sandbox_request r = {
         .image = json_get_str(body, "image"),
+        .snapshot_id = json_get_str(body, "snapshot_id"),
         .name = json_get_str(body, "name"),
         .labels = json_object_get(body, "labels"),
         .env = json_object_get(body, "env"),
-        .vcpus = (int)json_get_int(resources, "vcpus", 1),
-        .memory_mib = (int)json_get_int(resources, "memory_mib", 256),
-        .disk_mib = (int)json_get_int(resources, "disk_mib", 1024),
+        .vcpus = (int)json_get_int(resources, "vcpus", restore ? 0 : 1),
+        .memory_mib = (int)json_get_int(resources, "memory_mib", restore ? 0 : 256),
+        .disk_mib = (int)json_get_int(resources, "disk_mib", restore ? 0 : 1024),
         .ttl_seconds = json_get_int(lifecycle, "ttl_seconds", 0),
         .on_expiry = json_get_str(lifecycle, "on_expiry"),
         .detached = json_is_true(json_object_get(lifecycle, "detached")),
@@ -125,7 +137,7 @@ static void create(struct api_call *c)
         .require_accel = json_get_str(require, "accel"),
     };
     struct op_callbacks cb;
-    if (act_new(c, 201, &cb))
+    if (env_fits(c) && act_new(c, 201, &cb))
         manager_create(c->a->manager, &r, &c->in->a, c->in->prefer_async ? 202 : 201, &cb);
 }
 
@@ -167,6 +179,21 @@ static void verb(struct api_call *c, enum sandbox_verb v, const char *owner)
 static void stop(struct api_call *c)
 {
     verb(c, VERB_STOP, NULL);
+}
+
+static void pause_(struct api_call *c)
+{
+    verb(c, VERB_PAUSE, NULL);
+}
+
+static void resume(struct api_call *c)
+{
+    verb(c, VERB_RESUME, NULL);
+}
+
+static void cold(struct api_call *c)
+{
+    verb(c, VERB_COLD, NULL);
 }
 
 static void start(struct api_call *c)
@@ -272,7 +299,7 @@ struct wait {
 // What is under way leads nowhere else any more.
 static bool is_resting(int state)
 {
-    return state == SANDBOX_STOPPED || state == SANDBOX_FAILED || state == SANDBOX_DESTROYED;
+    return state == SANDBOX_PAUSED || state == SANDBOX_COLD || state == SANDBOX_STOPPED || state == SANDBOX_FAILED || state == SANDBOX_DESTROYED;
 }
 
 static void wait_over(struct api_call *c)
@@ -339,6 +366,9 @@ const struct handler SANDBOX_HANDLERS[] = {
     {"sandbox.update", RUN_ASYNC, update, NULL, NULL},
     {"sandbox.delete", RUN_ASYNC, delete_, NULL, NULL},
     {"sandbox.stop", RUN_ASYNC, stop, NULL, NULL},
+    {"sandbox.pause", RUN_ASYNC, pause_, NULL, NULL},
+    {"sandbox.resume", RUN_ASYNC, resume, NULL, NULL},
+    {"sandbox.cold", RUN_ASYNC, cold, NULL, NULL},
     {"sandbox.start", RUN_ASYNC, start, NULL, NULL},
     {"sandbox.detach", RUN_ASYNC, detach, NULL, NULL},
     {"sandbox.wait", RUN_ASYNC, wait_for, NULL, NULL},

@@ -92,6 +92,21 @@ static json_t *errors_of(const struct faults *f)
     return list;
 }
 
+// Fields that a room below names, each by what it is called there.
+static void add_fields(json_t *errors, const struct err *err)
+{
+    for (const char *at = err->fields; *at;) {
+        const char *tab = strchr(at, '\t'), *end = strchr(at, '\n');
+        if (!tab || !end || tab > end)
+            return;
+        json_t *one = json_object();
+        json_put(one, "pointer", json_sprintf("/%.*s", (int)(tab - at), at));
+        json_put(one, "message", json_sprintf("%.*s", (int)(end - tab - 1), tab + 1));
+        json_array_append_new(errors, one);
+        at = end + 1;
+    }
+}
+
 // "… line 3, column 7 …" of a body that is no JSON also stands as numbers.
 static void add_position(json_t *errors, const struct err *err)
 {
@@ -114,6 +129,7 @@ json_t *problem_json(const struct err *err, const struct problem_about *about)
     char type[64];
     json_t *p = json_object(), *errors = errors_of(about->faults);
     add_position(errors, err);
+    add_fields(errors, err);
     snprintf(type, sizeof type, "urn:airlock:problem:%s", err_kind_name(err->kind));
     json_put_str(p, "type", type);
     json_put_str(p, "title", problem_title(err->kind));

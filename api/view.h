@@ -11,6 +11,9 @@
 json_t *view_sandbox(const struct sandbox_row *row, const struct admission *act);
 // With ETag, and Location for 201. A read is rendered once per generation.
 void view_reply_sandbox(struct api_call *c, int status, struct sandbox_info *info);
+// act: the request that made it; NULL: those of its creation.
+json_t *view_snapshot(const struct snapshot_row *row, const struct admission *act);
+json_t *view_snapshot_deletion(const struct snapshot_row *row, const struct admission *act);
 json_t *view_deletion(const struct sandbox_row *row, const struct admission *act);
 
 // ---- commands -----------------------------------------------------------------------------------------------------

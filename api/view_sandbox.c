@@ -78,6 +78,16 @@ static json_t *lifecycle_of(const struct sandbox_row *row)
     return j;
 }
 
+static json_t *parent_of(const struct sandbox_row *row)
+{
+    if (!*row->parent_sandbox_id && !*row->parent_snapshot_id)
+        return json_null();
+    json_t *j = json_object();
+    view_put_text(j, "sandbox_id", row->parent_sandbox_id);
+    view_put_text(j, "snapshot_id", row->parent_snapshot_id);
+    return j;
+}
+
 json_t *view_sandbox(const struct sandbox_row *row, const struct admission *act)
 {
     json_t *j = json_object();
@@ -94,7 +104,8 @@ json_t *view_sandbox(const struct sandbox_row *row, const struct admission *act)
     json_put(j, "lifecycle", lifecycle_of(row));
     json_put(j, "backend", parse_or(row->backend_json, json_null()));
     json_put(j, "timings_ms", parse_or(row->timings_json, json_null()));
-    json_put(j, "parent", json_null());
+    json_put(j, "parent", parent_of(row));
+    json_put(j, "uniqueness", parse_or(row->uniqueness_json, json_null()));
     json_put_int(j, "generation", row->generation);
     json_put_time(j, "created_at", row->created_at_ms);
     json_put_time(j, "updated_at", row->updated_at_ms);

@@ -105,3 +105,22 @@ const char *err_kind_name(enum err_kind kind)
     }
     return "internal";
 }
+
+int err_field(struct err *err, const char *name, const char *fmt, ...)
+{
+    char sentence[200], line[280];
+    va_list args;
+    if (!err)
+        return -1;
+    va_start(args, fmt);
+    vsnprintf(sentence, sizeof sentence, fmt, args);
+    va_end(args);
+    for (char *p = sentence; *p; p++)
+        if (*p == '\t' || *p == '\n')
+            *p = ' ';
+    const size_t at = strlen(err->fields);
+    const int n = snprintf(line, sizeof line, "%.60s\t%s\n", name, sentence);
+    if (n > 0 && (size_t)n < sizeof line && at + (size_t)n < sizeof err->fields)
+        memcpy(err->fields + at, line, (size_t)n + 1);
+    return -1;
+}

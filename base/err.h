@@ -37,6 +37,7 @@ enum err_kind {
 #define ERR_CODE_MAX 64
 #define ERR_DETAIL_MAX 320
 #define ERR_REMEDY_MAX 256
+#define ERR_FIELDS_MAX 1024
 
 // detail and remedy may reach a client: never a host path, argv, secret or environment value in them.
 // internal is for the log alone (paths, errno text).
@@ -47,6 +48,7 @@ struct err {
     char detail[ERR_DETAIL_MAX];
     char remedy[ERR_REMEDY_MAX];
     char internal[ERR_DETAIL_MAX];
+    char fields[ERR_FIELDS_MAX]; // what of it, one "name\tsentence\n" each: a problem's errors[]; "" for none
 };
 
 // Fills *err (NULL is allowed and ignored) and returns -1, so that `return err_set(err, …)` reads well.
@@ -61,6 +63,9 @@ int err_wrap(struct err *err, const char *context);
 
 // Sets the remedy. Returns -1.
 int err_remedy(struct err *err, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+
+// Names one field that is at fault; what finds no room is left out. Returns -1.
+int err_field(struct err *err, const char *name, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
 
 // Wire word of a kind ("policy_denied"); ERR_RANGE gives "validation"; ERR_NONE gives "none".
 const char *err_kind_name(enum err_kind kind);

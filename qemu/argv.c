@@ -161,6 +161,8 @@ int argv_jail(const struct vm_spec *spec, int info_fd, struct argv *ret)
     int failed = add(ret, "bwrap") | add_all(ret, FIXED);
     if (spec->accel == VM_ACCEL_KVM)
         failed |= add(ret, "--dev-bind") | add(ret, "/dev/kvm") | add(ret, "/dev/kvm");
+    if (spec->qemu_path && strncmp(spec->qemu_path, "/usr/", 5) != 0) // the jail sees /usr, and this one file
+        failed |= add(ret, "--ro-bind") | add(ret, "%s", spec->qemu_path) | add(ret, "%s", spec->qemu_path);
     failed |= add(ret, "--info-fd") | add(ret, "%d", info_fd) | add(ret, "--");
     return failed ? -1 : 0;
 }

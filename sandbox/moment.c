@@ -164,6 +164,12 @@ int saved_refuse(const json_t *mismatches, struct err *err)
     }
     err_set(err, ERR_SNAPSHOT_MISMATCH, "snapshot_mismatch", "the saved state cannot be continued here: %s", names);
     err_remedy(err, "ask for its compat; restore it where it was made, or make a new one");
+    for (size_t i = 0; i < n; i++) {
+        const json_t *one = json_array_get(mismatches, i);
+        const char *expected = json_get_str(one, "expected"), *found = json_get_str(one, "found");
+        err_field(err, json_get_str(one, "field"), "expected %.80s, found %.80s", expected ? expected : "none",
+                  found ? found : "none");
+    }
     return -1;
 }
 

@@ -11,8 +11,11 @@
 #include "base/buf.h"
 
 struct config {
-    char listen[80], state_dir[1024], image_dir[1024], accel[8], qemu[512], log_level[8], cgroup_parent[512];
+    char listen[80], state_dir[1024], image_dir[1024], accel[8], qemu[512], log_level[8], cgroup_parent[512],
+        templates[4];
     bool insecure_listen, allow_emulation;
+    int64_t max_snapshots_per_tenant, pool, pool_parked, pool_memory_mib, template_memory_mib, template_disk_mib,
+        memory_budget_mib;
     int64_t max_sandboxes_per_tenant, max_launches, retention_hours, disk_reserve_mib, boot_timeout_seconds, jail_uid_base,
         http_threads;
     // From listen.
