@@ -144,6 +144,8 @@ static void __attribute__((noreturn)) run_child(struct child *c)
         signal(s, SIG_DFL);
     sigprocmask(SIG_SETMASK, &none, NULL);
     write_small("/proc/self/oom_score_adj", "500"); // a guest goes before the server
+    if (c->spec->background)
+        (void)setpriority(PRIO_PROCESS, 0, 19); // best effort
     if (setsid() < 0 || chdir("/") != 0 || place_fds(c) != 0 || become(c) != 0)
         goto failed;
     umask(077);

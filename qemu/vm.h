@@ -44,6 +44,7 @@ struct vm_spec {
     int run_dirfd;             // <state>/run/<id>: sockets, pid file, capped stderr; 0700, not visible in the jail
     uid_t jail_uid;            // host uid to drop to before bubblewrap; 0: stay (server is not root)
     const char *cgroup_parent; // delegated cgroup v2 directory, or NULL
+    bool background;           // lowest priority from the start, until vm_background(false)
     bool no_jail;              // tests of argv only; never from configuration
 };
 

@@ -13,10 +13,14 @@
 
 #define RESTORE_MS 30000
 #define READY_MS 60000
-#define WARM_ROUNDS 2        // the second meets translated code
+#define WARM_ROUNDS 3        // the second meets translated code, the third what ran only then
+#define REFRESH_MS 10000
 #define YIELD_MS 20          // a request launches something: look again after this
+#define QUIET_LOOKS 10       // no launch and no command for so many of them
 #define YIELD_MOST_MS 3000   // … but a server that always launches fills its pool too
 #define CLASSES_MAX 16
+#define POOLED_MACHINE_ID "00000000000040008000000000000001" // nobody's: replaced when it is taken
+#define POOLED_BOOT_ID "00000000-0000-4000-8000-000000000001"
 
 struct pool_class {
     struct pool_class *next;
@@ -125,7 +129,8 @@ static int entry_launch(struct manager *m, struct pool_class *c, struct pool_ent
     const struct vm_spec spec = {.id = e->name, .accel = c->parts.accel, .qemu_path = m->o.qemu_path,
                                  .vcpus = c->parts.vcpus, .memory_mib = c->parts.memory_mib, .tsc_khz = m->host.tsc_khz,
                                  .kernel_fd = -1, .initrd_fd = -1, .root_fd = root, .disk_fd = disk,
-                                 .ram_fd = e->origin->ram_fd, .incoming = true, .run_dirfd = run, .jail_uid = e->uid,
+                                 .ram_fd = e->origin->ram_fd, .incoming = true, .background = true, .run_dirfd = run,
+                                 .jail_uid = e->uid,
                                  .cgroup_parent = m->o.cgroup_parent};
     e->vm = vm_launch(&spec, m->loop, &WARM_CALLBACKS, &e->warm, err);
     return e->vm ? 0 : -1;
@@ -135,9 +140,15 @@ static int entry_restore(struct manager *m, struct pool_entry *e, struct err *er
 {
     CLEANUP_FD int state = origin_state_open(e->origin, err);
     (void)m;
-    vm_background(e->vm, true);
     if (state < 0 || vm_restore(e->vm, state, RESTORE_MS, err) != 0 || vm_resume(e->vm, err) != 0 ||
         !vm_wait_ready(e->vm, clock_mono_ms() + READY_MS, err) || warm_up(&e->warm, e->vm, WARM_ROUNDS, err) != 0)
+        return -1;
+    // Its identity is renewed when it is taken; done once before, that meets translated code as well.
+    uint8_t seed[MSG_SEED_BYTES];
+    struct vm_refreshed r = {0};
+    const struct vm_identity id = {.seed = seed, .clock = true, .hostname = e->name, .machine_id = POOLED_MACHINE_ID,
+                                   .boot_id = POOLED_BOOT_ID};
+    if (crypto_random(seed, sizeof seed) != 0 || vm_refresh(e->vm, &id, REFRESH_MS, &r, err) != 0)
         return -1;
     e->restored = true;
     return 0;
@@ -245,8 +256,15 @@ static bool stopping(struct manager *m)
 static void yield_to_requests(struct manager *m)
 {
     const struct timespec pause = {.tv_nsec = YIELD_MS * 1000000l};
-    for (int64_t until = clock_mono_ms() + YIELD_MOST_MS; busy(m) && !stopping(m) && clock_mono_ms() < until;)
-        nanosleep(&pause, NULL); // who launches is another's business: nobody is there to wake us
+    unsigned long long before = atomic_load(&m->commands_run), now;
+    int quiet = 0;
+    for (int64_t until = clock_mono_ms() + YIELD_MOST_MS; quiet < QUIET_LOOKS && clock_mono_ms() < until; before = now) {
+        nanosleep(&pause, NULL); // who launches and runs is another's business: nobody is there to wake us
+        now = atomic_load(&m->commands_run);
+        quiet = busy(m) || now != before ? 0 : quiet + 1;
+        if (stopping(m))
+            return;
+    }
 }
 
 static void keep(struct manager *m, struct pool_class *c, struct pool_entry *e)

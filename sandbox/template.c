@@ -62,11 +62,11 @@ static int boot(struct build *b, struct err *err)
                                  .vcpus = b->parts->vcpus, .memory_mib = b->parts->memory_mib,
                                  .tsc_khz = m->host.tsc_khz, .kernel_fd = b->kernel_fd, .initrd_fd = b->initrd_fd,
                                  .root_fd = b->root_fd, .disk_fd = b->w.disk_fd, .ram_fd = b->o->ram_fd, .ram_shared = true,
+                                 .background = true,
                                  .run_dirfd = b->run_dirfd, .jail_uid = b->uid, .cgroup_parent = m->o.cgroup_parent};
     b->vm = vm_launch(&spec, m->loop, &WARM_CALLBACKS, &b->warm, err);
     if (!b->vm)
         return -1;
-    vm_background(b->vm, true);
     if (!vm_wait_ready(b->vm, clock_mono_ms() + m->o.boot_timeout_ms, err))
         return -1;
     return warm_up(&b->warm, b->vm, WARM_ROUNDS, err);

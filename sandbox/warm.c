@@ -124,7 +124,7 @@ int warm_run(struct warm *w, struct vm *vm, const char *const *argv, int timeout
 
 int warm_up(struct warm *w, struct vm *vm, unsigned rounds, struct err *err)
 {
-    static const char *const SHELL[] = {"/bin/sh", "-c", "true", NULL}, *const PYTHON[] = {"python3", "-c", "pass", NULL};
+    static const char *const SHELL[] = {"/bin/sh", "-c", "true", NULL}, *const PYTHON[] = {"python3", "-c", "print(1)", NULL};
     for (unsigned i = 0; i < rounds; i++)
         if (warm_run(w, vm, SHELL, WARM_COMMAND_MS, err) != 0 || warm_run(w, vm, PYTHON, WARM_COMMAND_MS, err) != 0)
             return -1;
