@@ -141,7 +141,7 @@ static int entry_restore(struct manager *m, struct pool_entry *e, struct err *er
     CLEANUP_FD int state = origin_state_open(e->origin, err);
     (void)m;
     if (state < 0 || vm_restore(e->vm, state, RESTORE_MS, err) != 0 || vm_resume(e->vm, err) != 0 ||
-        !vm_wait_ready(e->vm, clock_mono_ms() + READY_MS, err) || warm_up(&e->warm, e->vm, WARM_ROUNDS, err) != 0)
+        !vm_wait_ready(e->vm, clock_mono_ms() + READY_MS, err))
         return -1;
     // Its identity is renewed when it is taken; done once before, that meets translated code as well.
     uint8_t seed[MSG_SEED_BYTES];
@@ -149,6 +149,8 @@ static int entry_restore(struct manager *m, struct pool_entry *e, struct err *er
     const struct vm_identity id = {.seed = seed, .clock = true, .hostname = e->name, .machine_id = POOLED_MACHINE_ID,
                                    .boot_id = POOLED_BOOT_ID};
     if (crypto_random(seed, sizeof seed) != 0 || vm_refresh(e->vm, &id, REFRESH_MS, &r, err) != 0)
+        return -1;
+    if (warm_up(&e->warm, e->vm, WARM_ROUNDS, err) != 0)
         return -1;
     e->restored = true;
     return 0;
