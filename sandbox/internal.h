@@ -138,6 +138,7 @@ struct manager {
     struct origins origins;
     struct pool pool;
     int snapshots_dirfd;
+    atomic_bool expiring;        // snapshots past their retention are being deleted
     uint64_t committed_mib;      // worst case of all VMs; under lock
     struct loop_timer *tick;
     pthread_mutex_t pending_lock; // admissions of an earlier server, by receipt id, until settled

@@ -163,7 +163,7 @@ static int claim(struct manager *m, const char *key, bool (*stop)(void *), void 
             pthread_mutex_unlock(&os->lock);
             return 0;
         }
-        if (o->state == ORIGIN_FAILED && clock_mono_ms() < o->retry_ms) {
+        if (o->state == ORIGIN_FAILED && clock_mono_ms() < o->retry_ms && id_valid(ID_SNAPSHOT, key) == false) {
             *err = o->err;
             pthread_mutex_unlock(&os->lock);
             return -1;
@@ -227,8 +227,10 @@ static void make_work(void *arg)
     else
         log_info("template %.20s: made in %lld ms", w->o->key, (long long)(clock_mono_ms() - t));
     conclude(w->m, w->o, failed ? &err : NULL, true, false);
-    atomic_fetch_sub(&w->m->active, 1);
     origins_trim(w->m);
+    templates_evict(w->m);
+    store_thread_done();
+    atomic_fetch_sub(&w->m->active, 1);
     free(w);
 }
 
@@ -249,6 +251,35 @@ static int make_aside(struct manager *m, const struct machine_parts *parts, stru
     return err_set(err, ERR_UNAVAILABLE, "busy", "too many operations wait already");
 }
 
+static bool touched(int parent_dirfd, const char *name, const struct origin *o)
+{
+    struct saved_signature now = {0};
+    CLEANUP_FD int dir = openat(parent_dirfd, name, O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
+    if (dir >= 0)
+        saved_sign(dir, &now);
+    return memcmp(&now, &o->signature, sizeof now) != 0;
+}
+
+// claim, but an origin whose files were touched since they were checked is none: it is loaded, and checked, again.
+static int claim_untouched(struct manager *m, const char *key, int parent_dirfd, const char *name, bool (*stop)(void *),
+                           void *arg, struct origin **ret, struct err *err)
+{
+    const int claimed = claim(m, key, stop, arg, ret, err);
+    if (claimed != 0 || !touched(parent_dirfd, name, *ret))
+        return claimed;
+    log_warn("origin %.20s: its files were touched; they are checked again", key);
+    origin_forget(m, key);
+    origin_unref(m, *ret);
+    *ret = NULL;
+    return claim(m, key, stop, arg, ret, err);
+}
+
+static int claim_template(struct manager *m, const char *key, bool (*stop)(void *), void *arg, struct origin **ret,
+                          struct err *err)
+{
+    return claim_untouched(m, key, m->origins.templates_dirfd, template_name(key), stop, arg, ret, err);
+}
+
 int origin_template(struct manager *m, const struct machine_parts *parts, bool (*stop)(void *), void *arg,
                     struct origin **ret, struct err *err)
 {
@@ -257,7 +288,7 @@ int origin_template(struct manager *m, const struct machine_parts *parts, bool (
     if (!machine_key(machine, key))
         return err_set(err, ERR_INTERNAL, "out_of_memory", "out of memory");
     struct origin *o = NULL;
-    const int claimed = claim(m, key, stop, arg, &o, err);
+    const int claimed = claim_template(m, key, stop, arg, &o, err);
     if (claimed == 0)
         *ret = o;
     if (claimed <= 0)
@@ -278,7 +309,7 @@ int origin_template(struct manager *m, const struct machine_parts *parts, bool (
 int origin_by_key(struct manager *m, const char *key, struct origin **ret, struct err *err)
 {
     struct origin *o = NULL;
-    const int claimed = claim(m, key, NULL, NULL, &o, err);
+    const int claimed = claim_template(m, key, NULL, NULL, &o, err);
     if (claimed == 0)
         *ret = o;
     if (claimed <= 0)
@@ -306,6 +337,7 @@ static void take_over(struct origin *to, struct origin *from)
     to->commands = from->commands;
     to->runs = from->runs;
     to->ram_bytes = from->ram_bytes;
+    to->signature = from->signature;
     snprintf(to->template_key, sizeof to->template_key, "%s", from->template_key);
     from->commands = NULL;
     from->runs = (struct ram_runs){0};
@@ -314,7 +346,7 @@ static void take_over(struct origin *to, struct origin *from)
 int origin_snapshot(struct manager *m, const struct snapshot_row *row, struct origin **ret, struct err *err)
 {
     struct origin *o = NULL, *made = NULL;
-    const int claimed = claim(m, row->id, NULL, NULL, &o, err);
+    const int claimed = claim_untouched(m, row->id, m->snapshots_dirfd, row->id, NULL, NULL, &o, err);
     if (claimed == 0)
         *ret = o;
     if (claimed <= 0)

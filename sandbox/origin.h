@@ -9,6 +9,7 @@
 
 #include "qemu/ram.h"
 #include "sandbox/machine.h"
+#include "sandbox/saved.h"
 
 struct manager;
 struct snapshot_row;
@@ -27,6 +28,7 @@ struct origin {
     json_t *commands;                  // that ran at that moment (carry.h); NULL: none
     int spool_dirfd;                   // their output so far; -1: none
     struct ram_runs runs;              // pages that differ from the template; empty for a template
+    struct saved_signature signature;  // of its directory when it was checked
     int64_t used_ms;                   // monotonic
     int64_t retry_ms;                  // failed: not again before
     struct err err;
@@ -50,6 +52,11 @@ int origin_template(struct manager *m, const struct machine_parts *parts, bool (
 int template_make(struct manager *m, const struct machine_parts *parts, struct origin *o, struct err *err);
 // Loads one from disk. 0; 1: not there or not in order (which is logged, and it is removed); -1.
 int template_load(struct manager *m, const char *key, struct origin *o, struct err *err);
+
+const char *template_name(const char *key);    // of its directory
+// Removes from disk what nobody needs above the limit: no loaded, snapshot's, live or cold sandbox's template.
+void templates_evict(struct manager *m);
+void templates_sweep(struct manager *m);       // at start: half-written ones
 
 // A template by key alone, for what is built on it: not made where it is missing (not_found/template_missing).
 int origin_by_key(struct manager *m, const char *key, struct origin **ret, struct err *err);

@@ -19,6 +19,9 @@
 #define QUIET_LOOKS 10       // no launch and no command for so many of them
 #define YIELD_MOST_MS 3000   // … but a server that always launches fills its pool too
 #define CLASSES_MAX 16
+#define DEFAULT_VCPUS 1      // the wire contract's defaults
+#define DEFAULT_MEMORY_MIB 256
+#define DEFAULT_DISK_MIB 1024
 #define POOLED_MACHINE_ID "00000000000040008000000000000001" // nobody's: replaced when it is taken
 #define POOLED_BOOT_ID "00000000-0000-4000-8000-000000000001"
 
@@ -324,4 +327,46 @@ void pool_refill(struct manager *m)
     pthread_mutex_lock(&m->pool.lock);
     m->pool.filling = false;
     pthread_mutex_unlock(&m->pool.lock);
+}
+
+// ---- at start ---------------------------------------------------------------------------------------------------------
+static bool take_digest(void *arg, const struct image_ref *i)
+{
+    char *digest = arg;
+    if (!*digest || strcmp(i->name, "debian") == 0)
+        snprintf(digest, DIGEST_TEXT_MAX, "%s", i->digest);
+    return true;
+}
+
+static void begin_work(void *arg)
+{
+    struct manager *m = arg;
+    struct err err = {0};
+    struct image_runtime runtime;
+    char digest[DIGEST_TEXT_MAX] = "";
+    enum vm_accel accel;
+    struct origin *o = NULL;
+    if (accel_choose(m, NULL, &accel, &err) == 0 && images_runtime(m->images, &runtime, &err) == 0 &&
+        images_each(m->images, take_digest, digest, &err) == 0 && *digest) {
+        const struct machine_parts parts = {.image_digest = digest, .qemu_digest = m->host.qemu_sha256,
+                                            .qemu_version = m->host.qemu_version, .runtime = &runtime, .accel = accel,
+                                            .vcpus = DEFAULT_VCPUS, .memory_mib = DEFAULT_MEMORY_MIB,
+                                            .disk_mib = DEFAULT_DISK_MIB, .tsc_khz = m->host.tsc_khz};
+        int got = origin_template(m, &parts, NULL, NULL, &o, &err);
+        if (got == 1) // being made now: wait for it
+            got = origin_template(m, &parts, NULL, NULL, &o, &err);
+        if (got == 0)
+            pool_want(m, &parts, o);
+        origin_unref(m, o);
+    }
+    atomic_fetch_sub(&m->active, 1);
+}
+
+void pool_begin(struct manager *m)
+{
+    if (!enabled(m))
+        return;
+    atomic_fetch_add(&m->active, 1);
+    if (work_submit(m->ops, begin_work, m) != 0)
+        atomic_fetch_sub(&m->active, 1);
 }

@@ -42,6 +42,8 @@ void pool_entry_done(struct manager *m, struct pool_entry *e);
 void pool_entry_end(struct manager *m, struct pool_entry *e); // ends the VM too
 // Fills what is missing, in the background. Called after a take and once a second.
 void pool_refill(struct manager *m);
+// At start: the template of the default shape of an image, so that the pool is there before the first create.
+void pool_begin(struct manager *m);
 // Entries, and what they may take at worst; for gauges.
 void pool_count(struct manager *m, unsigned *ret_ready, unsigned *ret_parked, unsigned *ret_mib);
 

@@ -613,6 +613,7 @@ static void reconcile_work(void *arg)
     pthread_mutex_unlock(&m->lock);
     end_orphan_jobs(m);
     settle_lost(m);
+    pool_begin(m);
     hub_notify(m->hub, "ready");
     atomic_fetch_sub(&m->active, 1);
 }
@@ -620,6 +621,7 @@ static void reconcile_work(void *arg)
 int reconcile_start(struct manager *m, struct err *err)
 {
     // Before the first request: every sandbox is known, and what is asked of it waits for its adoption.
+    templates_sweep(m); // before anybody makes one
     if (receipt_each_pending_all_tenants(m->store, keep_pending, m, err) != 0 ||
         sandbox_each_live_all_tenants(m->store, take_sandbox, m, err) != 0)
         return -1;

@@ -348,6 +348,20 @@ int saved_open_disk(const struct saved *s, json_t *mismatches, struct err *err)
     return same_digest(s, "disk.raw", hash, mismatches) ? fd_steal(&fd) : -2;
 }
 
+void saved_sign(int dirfd, struct saved_signature *ret)
+{
+    static const char *const FILES[SAVED_FILES] = {"manifest.json", "state", "memory", "disk.raw"};
+    memset(ret, 0, sizeof *ret);
+    for (int i = 0; i < SAVED_FILES; i++) {
+        struct stat st;
+        if (fstatat(dirfd, FILES[i], &st, AT_SYMLINK_NOFOLLOW) != 0)
+            continue;
+        const uint64_t v[5] = {st.st_dev, st.st_ino, (uint64_t)st.st_size, (uint64_t)st.st_ctim.tv_sec,
+                               (uint64_t)st.st_ctim.tv_nsec};
+        memcpy(ret->v[i], v, sizeof v);
+    }
+}
+
 // ---- loading ----------------------------------------------------------------------------------------------------------
 // A sealed copy in memory, hashed as it is copied: what QEMU reads is what was checked.
 static int load_state(const struct saved *s, int *ret_fd, json_t *mismatches, struct err *err)

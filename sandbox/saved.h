@@ -66,6 +66,14 @@ int saved_load(const struct saved *s, int ram_fd, uint64_t ram_bytes, struct ram
 // The disk, read-only, its digest compared (once per inode and change time in this process). -1 with err; -2: differs.
 int saved_open_disk(const struct saved *s, json_t *mismatches, struct err *err);
 
+// What the files of a directory looked like when they were checked: device, inode, size and change time of each. Another
+// signature: somebody touched them, and they are checked again before they are used.
+#define SAVED_FILES 4
+struct saved_signature {
+    uint64_t v[SAVED_FILES][5];
+};
+void saved_sign(int dirfd, struct saved_signature *ret);
+
 // Adds one {"field","expected","found"}.
 void saved_mismatch(json_t *mismatches, const char *field, const char *expected, const char *found);
 

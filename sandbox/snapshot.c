@@ -14,6 +14,8 @@
 #include "sandbox/carry.h"
 #include "sandbox/cold.h"
 
+#define EXPIRE_AT_ONCE 20
+
 // ---- a call of a client's ---------------------------------------------------------------------------------------------
 struct snapshot_call {
     struct snapshot_callbacks cb;
@@ -359,6 +361,7 @@ int snapshot_origin_make(struct manager *m, const struct snapshot_row *row, stru
     const int failed = saved_origin(m, &files, machine, true, mismatches, ret, err);
     if (!failed) {
         (*ret)->commands = json_incref(json_object_get(files.manifest, "commands"));
+        saved_sign(files.dirfd, &(*ret)->signature);
         (*ret)->spool_dirfd = openat(files.dirfd, "spool", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     }
     saved_close(&files);
@@ -520,21 +523,42 @@ int manager_snapshot_delete(struct manager *m, const char *id, const struct admi
 }
 
 // ---- retention ----------------------------------------------------------------------------------------------------------
+struct expired {
+    struct manager *m;
+    struct deletion *list[EXPIRE_AT_ONCE];
+    size_t n;
+};
+
 static bool expire_one(void *arg, const struct snapshot_row *row)
 {
-    struct manager *m = arg;
-    struct admission a;
-    system_admission(&a, row->tenant, "snapshot.delete", row->sandbox_id);
-    log_info("snapshot %s: expired", row->id);
-    return delete_submit(m, row->id, &a, 200, "expired", NULL) == 0;
+    struct expired *x = arg;
+    struct deletion *d = x->n < EXPIRE_AT_ONCE ? calloc(1, sizeof *d) : NULL;
+    if (!d)
+        return false;
+    d->m = x->m;
+    d->status = 200;
+    system_admission(&d->a, row->tenant, "snapshot.delete", row->sandbox_id);
+    snprintf(d->id, sizeof d->id, "%s", row->id);
+    snprintf(d->cause, sizeof d->cause, "expired");
+    x->list[x->n++] = d;
+    return true;
 }
 
-// One with children stays until they are gone: it is tried again with every look.
+// Here and now, one after the other: the next look finds none of them again.
 void snapshots_expire(struct manager *m)
 {
     struct err err = {0};
-    if (snapshot_each_expired_all_tenants(m->store, clock_wall_ms(), 20, expire_one, m, &err) != 0)
+    struct expired x = {.m = m};
+    if (atomic_exchange(&m->expiring, true))
+        return;
+    if (snapshot_each_expired_all_tenants(m->store, clock_wall_ms(), EXPIRE_AT_ONCE, expire_one, &x, &err) != 0)
         log_warn_limited("snapshots: %s %s", err.detail, err.internal);
+    for (size_t i = 0; i < x.n; i++) {
+        log_info("snapshot %s: expired", x.list[i]->id);
+        atomic_fetch_add(&m->active, 1);
+        delete_work(x.list[i]);
+    }
+    atomic_store(&m->expiring, false);
 }
 
 static bool keep_id(void *arg, const struct snapshot_row *row)

@@ -22,7 +22,7 @@
 #define QMP_MS 20000
 
 // The directory's name: the hex digits of the key.
-static const char *name_of(const char *key)
+const char *template_name(const char *key)
 {
     return strncmp(key, "sha256:", 7) == 0 ? key + 7 : key;
 }
@@ -146,7 +146,7 @@ int template_make(struct manager *m, const struct machine_parts *parts, struct o
     fd_close(&o->ram_fd);
     o->ram_fd = ram_new(o->ram_bytes, err);
     int failed = o->ram_fd < 0 || open_blobs(&b, err) != 0 ||
-                 saved_begin(m->store, m->origins.templates_dirfd, name_of(o->key), true, &b.w, err) != 0 ||
+                 saved_begin(m->store, m->origins.templates_dirfd, template_name(o->key), true, &b.w, err) != 0 ||
                  disk_fill(m->o.state_dirfd, b.w.disk_fd, parts->disk_mib, err) != 0 || boot(&b, err) != 0 ||
                  stop_and_save(&b, err) != 0 || keep(&b, err) != 0;
     build_end(&b);
@@ -196,15 +196,17 @@ int template_load(struct manager *m, const char *key, struct origin *o, struct e
     struct saved s = {0};
     CLEANUP_JSON json_t *mismatches = json_array();
     const struct saved_expect expect = {.kind = "template", .id = key, .epoch = 0};
-    if (saved_open(m->store, m->origins.templates_dirfd, name_of(key), &expect, &s, mismatches, err) != 0) {
+    if (saved_open(m->store, m->origins.templates_dirfd, template_name(key), &expect, &s, mismatches, err) != 0) {
         const bool missing = err->kind == ERR_NOT_FOUND;
         if (missing)
             memset(err, 0, sizeof *err);
         return missing ? 1 : -1;
     }
     const int failed = json_array_size(mismatches) == 0 ? load(m, &s, o, mismatches, err) : 0;
-    if (!failed && json_array_size(mismatches) == 0)
+    if (!failed && json_array_size(mismatches) == 0) {
+        saved_sign(s.dirfd, &o->signature);
         (void)futimens(s.dirfd, NULL); // used now: eviction goes by it
+    }
     saved_close(&s);
     if (!failed && json_array_size(mismatches) == 0) {
         snprintf(o->template_key, sizeof o->template_key, "%s", key);
@@ -218,4 +220,122 @@ int template_load(struct manager *m, const char *key, struct origin *o, struct e
         return -1;
     say_mismatches(key, mismatches);
     return 1;
+}
+
+// ---- eviction -----------------------------------------------------------------------------------------------------------
+static void need(json_t *needed, const char *key)
+{
+    if (key && *key)
+        json_object_set_new(needed, template_name(key), json_true());
+}
+
+static bool need_snapshot(void *arg, const struct snapshot_row *row)
+{
+    need(arg, row->template_key);
+    return true;
+}
+
+static int list_needed(struct manager *m, json_t *needed, struct err *err)
+{
+    size_t n;
+    if (snapshot_each_alive_all_tenants(m->store, need_snapshot, needed, err) != 0)
+        return -1;
+    pthread_mutex_lock(&m->origins.lock);
+    for (const struct origin *o = m->origins.list; o; o = o->next) {
+        need(needed, o->key);
+        need(needed, o->template_key);
+    }
+    pthread_mutex_unlock(&m->origins.lock);
+    struct sandbox **all = registry_all(m, &n);
+    for (size_t i = 0; all && i < n; i++) {
+        struct sandbox_info *view = sandbox_view(all[i]);
+        CLEANUP_JSON json_t *o = view->row.origin_json ? json_loads(view->row.origin_json, 0, NULL) : NULL;
+        need(needed, json_get_str(o, "template"));
+        sandbox_info_unref(view);
+        sandbox_unref(all[i]);
+    }
+    free(all);
+    return 0;
+}
+
+struct kept {
+    char name[96];
+    uint64_t bytes;
+    int64_t used_s;
+    bool needed;
+};
+
+static uint64_t bytes_of(int dirfd)
+{
+    static const char *const FILES[] = {"state", "memory", "disk.raw"};
+    struct stat st;
+    uint64_t sum = 0;
+    for (size_t i = 0; i < sizeof FILES / sizeof *FILES; i++)
+        sum += fstatat(dirfd, FILES[i], &st, AT_SYMLINK_NOFOLLOW) == 0 ? (uint64_t)st.st_blocks * 512 : 0;
+    return sum;
+}
+
+static size_t list_kept(struct manager *m, const json_t *needed, struct kept *kept, size_t most)
+{
+    size_t n = 0;
+    const int fd = openat(m->origins.templates_dirfd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    DIR *d = fd >= 0 ? fdopendir(fd) : NULL;
+    if (!d) {
+        fd_close(&(int){fd});
+        return 0;
+    }
+    for (const struct dirent *e; n < most && (e = readdir(d));) {
+        struct stat st;
+        CLEANUP_FD int dir = e->d_name[0] == '.' ? -1 : openat(m->origins.templates_dirfd, e->d_name,
+                                                               O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
+        if (dir < 0 || fstat(dir, &st) != 0)
+            continue;
+        struct kept *k = &kept[n++];
+        snprintf(k->name, sizeof k->name, "%.90s", e->d_name);
+        k->bytes = bytes_of(dir);
+        k->used_s = st.st_mtim.tv_sec;
+        k->needed = json_object_get(needed, e->d_name) != NULL;
+    }
+    closedir(d);
+    return n;
+}
+
+// What an earlier server had begun to write.
+void templates_sweep(struct manager *m)
+{
+    const int fd = openat(m->origins.templates_dirfd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    DIR *d = fd >= 0 ? fdopendir(fd) : NULL;
+    if (!d) {
+        fd_close(&(int){fd});
+        return;
+    }
+    for (const struct dirent *e; (e = readdir(d));)
+        if (e->d_name[0] == '.' && strcmp(e->d_name, ".") != 0 && strcmp(e->d_name, "..") != 0)
+            (void)fd_remove_tree(m->origins.templates_dirfd, e->d_name, NULL);
+    closedir(d);
+}
+
+void templates_evict(struct manager *m)
+{
+    struct err err = {0};
+    struct kept kept[256];
+    uint64_t sum = 0;
+    CLEANUP_JSON json_t *needed = json_object();
+    if (list_needed(m, needed, &err) != 0)
+        return;
+    const size_t n = list_kept(m, needed, kept, sizeof kept / sizeof *kept);
+    for (size_t i = 0; i < n; i++)
+        sum += kept[i].bytes;
+    while (sum > (uint64_t)m->o.template_disk_mib << 20) {
+        struct kept *oldest = NULL;
+        for (size_t i = 0; i < n; i++)
+            if (!kept[i].needed && (!oldest || kept[i].used_s < oldest->used_s))
+                oldest = &kept[i];
+        if (!oldest)
+            return;
+        log_info("template %.12s: removed from disk", oldest->name);
+        (void)fd_remove_tree(m->origins.templates_dirfd, oldest->name, NULL);
+        oldest->needed = true; // gone
+        sum -= oldest->bytes;
+    }
 }
