@@ -30,6 +30,11 @@ const char *vm_cpu_model(enum vm_accel a)
     return BY_ACCEL[a].cpu;
 }
 
+const char *vm_kernel_words(enum vm_accel a)
+{
+    return BY_ACCEL[a].cmdline;
+}
+
 int vm_overhead_mib(enum vm_accel a)
 {
     return a == VM_ACCEL_TCG ? TB_SIZE_MIB + QEMU_OWN_MIB : QEMU_OWN_MIB;

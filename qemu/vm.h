@@ -27,6 +27,7 @@ const char *vm_accel_name(enum vm_accel a); // "tcg", "kvm"
 // What device state depends on, of argv.c.
 const char *vm_machine_name(void);
 const char *vm_cpu_model(enum vm_accel a);
+const char *vm_kernel_words(enum vm_accel a); // of the kernel's command line, that differ by accelerator
 // What a VM may take at most beside the guest's memory, MiB: translation buffer (TCG) and QEMU's own.
 int vm_overhead_mib(enum vm_accel a);
 

@@ -14,6 +14,7 @@ json_t *machine_of(const struct machine_parts *p)
     json_put_str(o, "machine", vm_machine_name());
     json_put_str(o, "cpu_model", vm_cpu_model(p->accel));
     json_put_str(o, "accel", vm_accel_name(p->accel));
+    json_put_str(o, "kernel_words", vm_kernel_words(p->accel));
     json_put_str(o, "qemu_digest", p->qemu_digest);
     json_put_str(o, "qemu_version", p->qemu_version);
     json_put_str(o, "image_digest", p->image_digest);
