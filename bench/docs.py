@@ -6,7 +6,7 @@ import sys
 from measure import number
 
 TITLES = {
-    "boot": "Boot", "calls": "Calls", "stream": "Streams", "http": "HTTP, memory and idling", "trips": "Round trips",
+    "fork": "Forks and the pool", "snapshot": "Snapshots and cold state", "cycles": "Many of them", "boot": "Boot", "calls": "Calls", "stream": "Streams", "http": "HTTP, memory and idling", "trips": "Round trips",
     "adoption": "kill -9 of the server", "soak": "Soak",
 }
 INTRO = """# Performance

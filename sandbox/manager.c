@@ -141,11 +141,13 @@ void manager_stop(struct manager *m)
     m->stopping = true;
     pthread_mutex_unlock(&m->lock);
     hub_notify_all(m->hub);
+    pool_end(m);
     const int64_t until = clock_mono_ms() + 2000;
     while (atomic_load(&m->active) > 0 && clock_mono_ms() < until) {
         struct timespec pause = {.tv_nsec = 5 * 1000 * 1000};
         nanosleep(&pause, NULL);
     }
+    pool_end(m); // what was being made meanwhile
 }
 
 void manager_free(struct manager *m)

@@ -329,6 +329,26 @@ void pool_refill(struct manager *m)
     pthread_mutex_unlock(&m->pool.lock);
 }
 
+void pool_end(struct manager *m)
+{
+    struct pool_entry *all = NULL;
+    pthread_mutex_lock(&m->pool.lock);
+    for (struct pool_class *c = m->pool.classes; c; c = c->next)
+        for (struct pool_entry **list = &c->ready; list; list = list == &c->ready ? &c->parked : NULL)
+            while (*list) {
+                struct pool_entry *e = *list;
+                *list = e->next;
+                e->next = all;
+                all = e;
+            }
+    pthread_mutex_unlock(&m->pool.lock);
+    while (all) {
+        struct pool_entry *next = all->next;
+        pool_entry_end(m, all);
+        all = next;
+    }
+}
+
 // ---- at start ---------------------------------------------------------------------------------------------------------
 static bool take_digest(void *arg, const struct image_ref *i)
 {

@@ -44,6 +44,8 @@ void pool_entry_end(struct manager *m, struct pool_entry *e); // ends the VM too
 void pool_refill(struct manager *m);
 // At start: the template of the default shape of an image, so that the pool is there before the first create.
 void pool_begin(struct manager *m);
+// Ends all that is pooled: it belongs to nobody. At a clean stop.
+void pool_end(struct manager *m);
 // Entries, and what they may take at worst; for gauges.
 void pool_count(struct manager *m, unsigned *ret_ready, unsigned *ret_parked, unsigned *ret_mib);
 
