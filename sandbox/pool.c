@@ -13,7 +13,7 @@
 
 #define RESTORE_MS 30000
 #define READY_MS 60000
-#define WARM_ROUNDS 3        // the second meets translated code, the third what ran only then
+#define WARM_ROUNDS 4        // the second meets translated code, the third what ran only then
 #define REFRESH_MS 10000
 #define YIELD_MS 20          // a request launches something: look again after this
 #define QUIET_LOOKS 10       // no launch and no command for so many of them

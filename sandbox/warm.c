@@ -82,7 +82,6 @@ static struct slice slice_of(const char *text)
 
 static int encode(struct buf *b, const char *const *argv)
 {
-    static const char *const ENV[] = {"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/work"};
     static _Thread_local struct msg_run m; // large
     memset(&m, 0, sizeof m);
     m.command_id = slice_of("warm");
@@ -91,8 +90,6 @@ static int encode(struct buf *b, const char *const *argv)
     m.quiet = true;
     for (; argv[m.n_args] && m.n_args < 8; m.n_args++)
         m.args[m.n_args] = slice_of(argv[m.n_args]);
-    for (; m.n_env < sizeof ENV / sizeof *ENV; m.n_env++)
-        m.env[m.n_env] = slice_of(ENV[m.n_env]);
     return msg_run_encode(b, &m);
 }
 
@@ -124,7 +121,7 @@ int warm_run(struct warm *w, struct vm *vm, const char *const *argv, int timeout
 
 int warm_up(struct warm *w, struct vm *vm, unsigned rounds, struct err *err)
 {
-    static const char *const SHELL[] = {"/bin/sh", "-c", "true", NULL}, *const PYTHON[] = {"python3", "-c", "print(1)", NULL};
+    static const char *const SHELL[] = {"sh", "-c", "true", NULL}, *const PYTHON[] = {"python3", "-c", "print(1)", NULL};
     for (unsigned i = 0; i < rounds; i++)
         if (warm_run(w, vm, SHELL, WARM_COMMAND_MS, err) != 0 || warm_run(w, vm, PYTHON, WARM_COMMAND_MS, err) != 0)
             return -1;
