@@ -16,8 +16,8 @@
 #define WARM_ROUNDS 4        // the second meets translated code, the third what ran only then
 #define REFRESH_MS 10000
 #define YIELD_MS 20          // a request launches something: look again after this
-#define QUIET_LOOKS 10       // no launch and no command for so many of them
-#define YIELD_MOST_MS 3000   // … but a server that always launches fills its pool too
+#define QUIET_LOOKS 50       // no launch and no command for so many of them: a second
+#define YIELD_MOST_MS 5000   // … but a server that is never quiet fills its pool too
 #define CLASSES_MAX 16
 #define DEFAULT_VCPUS 1      // the wire contract's defaults
 #define DEFAULT_MEMORY_MIB 256
