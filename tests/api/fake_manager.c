@@ -462,3 +462,47 @@ void fake_event(struct manager *m, const char *tenant, const char *kind, const c
     store_write(m->store, event_tx, &e, &err);
     hub_notify(m->hub, "events");
 }
+
+// ---- snapshots and forks: what is asked for is recorded, the answer is an error of the manager's ------------------------
+int manager_fork(struct manager *m, const char *id, const struct fork_request *r, const struct admission *a,
+                 int success_status, const struct fork_callbacks *cb)
+{
+    struct err err = {0};
+    (void)m, (void)id, (void)r, (void)a, (void)success_status;
+    err_set(&err, ERR_UNAVAILABLE, "memory_budget", "it does not fit");
+    cb->done(cb->arg, NULL, 0, &err);
+    return 0;
+}
+
+int manager_snapshot(struct manager *m, const char *sandbox_id, const struct snapshot_request *r,
+                     const struct admission *a, int success_status, const struct snapshot_callbacks *cb)
+{
+    struct err err = {0};
+    (void)m, (void)sandbox_id, (void)r, (void)a, (void)success_status;
+    err_set(&err, ERR_CONFLICT, "guest_disk_full", "the guest's disk is full");
+    cb->done(cb->arg, NULL, &err);
+    return 0;
+}
+
+int manager_snapshot_delete(struct manager *m, const char *id, const struct admission *a, int success_status,
+                            const struct snapshot_callbacks *cb)
+{
+    struct err err = {0};
+    (void)m, (void)id, (void)a, (void)success_status;
+    err_set(&err, ERR_CONFLICT, "has_children", "others are built on it");
+    cb->done(cb->arg, NULL, &err);
+    return 0;
+}
+
+json_t *manager_snapshot_compat(struct manager *m, const char *tenant, const char *id, struct err *err)
+{
+    (void)m, (void)tenant, (void)id;
+    err_set(err, ERR_NOT_FOUND, "not_found", "no such object");
+    return NULL;
+}
+
+json_t *manager_memory(struct manager *m, const char *tenant, const char *id)
+{
+    (void)m, (void)tenant, (void)id;
+    return NULL;
+}

@@ -62,7 +62,7 @@ static void test_routing(void **state)
         {"HEAD", "/healthz", 405, "GET"},
         {"get", "/healthz", 405, "GET"},
         {"DELETE", "/v1/sandboxes", 405, "GET, POST"},
-        {"GET", "/v1/snapshots", 404, NULL},
+        {"GET", "/v1/plans", 404, NULL},
         {"GET", "/healthz", 200, NULL},
     };
     for (size_t i = 0; i < sizeof CASES / sizeof *CASES; i++) {
@@ -234,9 +234,7 @@ static void test_unbuilt(void **state)
     static const struct {
         const char *body, *pointer;
     } CASES[] = {
-        {"{\"snapshot_id\":\"snp0\",\"lifecycle\":{\"ttl_seconds\":1,\"on_expiry\":\"stop\"}}", "/snapshot_id"},
         {"{\"plan_id\":\"pln0\",\"lifecycle\":{\"ttl_seconds\":1,\"on_expiry\":\"stop\"}}", "/plan_id"},
-        {"{\"image\":\"debian\",\"lifecycle\":{\"ttl_seconds\":1,\"on_expiry\":\"cold\"}}", "/lifecycle/on_expiry"},
         {"{\"image\":\"debian\",\"lifecycle\":{\"ttl_seconds\":1,\"on_expiry\":\"stop\"},"
          "\"network\":{\"egress\":[{\"host\":\"a\",\"port\":1}]}}",
          "/network/egress"},

@@ -151,9 +151,9 @@ struct stand_in *stand_in_new(void)
     assert_int_equal(fd_read_file(AT_FDCWD, "/proc/sys/kernel/random/boot_id", &boot), 0);
     char boot_id[40];
     snprintf(boot_id, sizeof boot_id, "%.36s", buf_text(&boot));
-    s->runtime = json_pack("{s:i, s:I, s:i, s:I, s:s, s:s, s:i}", "outer", -1, "outer_start", (json_int_t)0, "pid",
+    s->runtime = json_pack("{s:i, s:I, s:i, s:I, s:s, s:s, s:i, s:s, s:b}", "outer", -1, "outer_start", (json_int_t)0, "pid",
                            (int)s->pid, "start", (json_int_t)process_start_time(s->pid), "accel", "kvm", "boot_id", boot_id,
-                           "uid", 610001);
+                           "uid", 610001, "name", s->id, "ram_file", 0);
     assert_non_null(s->runtime);
     s->loop = loop_running();
     return s;
