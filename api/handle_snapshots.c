@@ -199,6 +199,7 @@ static void delete_(struct api_call *c)
 static void compat(struct api_call *c)
 {
     struct err err = {0};
+    call_admission(c);
     json_t *verdict = manager_snapshot_compat(c->a->manager, c->who->row.tenant, c->in->ids[0], &err);
     if (verdict)
         reply_json(c, 200, verdict);

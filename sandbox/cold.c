@@ -239,10 +239,12 @@ static json_t *moment_facts(const struct moment *mo, const struct saved_result *
 static void cold_give_up(struct sandbox *s, struct op *op, int from, struct vm *vm, const struct err *why)
 {
     struct err err = {0};
-    if (from == SANDBOX_RUNNING && vm_is_paused(vm) && vm_resume(vm, &err) != 0)
+    struct err told = *why;
+    const bool deleted = op_should_stop(s, op, &told); // which has ended the VM, and is the answer
+    if (!deleted && from == SANDBOX_RUNNING && vm_is_paused(vm) && vm_resume(vm, &err) != 0)
         log_error("sandbox %s: could not be resumed: %s", s->id, err.detail);
     vm_thaw(vm);
-    fail(s, op, why);
+    fail(s, op, &told);
 }
 
 void cold_run(struct sandbox *s, struct op *op)

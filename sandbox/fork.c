@@ -440,8 +440,8 @@ void fork_run(struct sandbox *s, struct op *op)
     if (!failed)
         failed = make_children(g, &view->row, &err);
     sandbox_info_unref(view);
-    if (!failed)
-        failed = capture_source(s, g, &err);
+    if (!failed && (failed = capture_source(s, g, &err)) != 0)
+        (void)op_should_stop(s, op, &err); // a delete has ended the VM meanwhile, and is the answer
     if (failed)
         group_fail(g, &err);
     else

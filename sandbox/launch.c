@@ -369,7 +369,7 @@ static int run_claimed(struct launch *l, struct err *err)
     return failed;
 }
 
-int launch_run(struct launch *l, struct err *err)
+static int run(struct launch *l, struct err *err)
 {
     if (op_should_stop(l->s, l->op, err))
         return -1;
@@ -380,6 +380,14 @@ int launch_run(struct launch *l, struct err *err)
     if (stages_run(l->s, l->job, PREPARE, 1, l, err) != 0)
         return -1;
     return l->origin ? stages_run(l->s, l->job, CONTINUE, 3, l, err) : stages_run(l->s, l->job, BOOT, 2, l, err);
+}
+
+int launch_run(struct launch *l, struct err *err)
+{
+    const int failed = run(l, err);
+    if (failed)
+        (void)op_should_stop(l->s, l->op, err); // a delete has ended the VM, and is the answer
+    return failed;
 }
 
 int launch_finish(struct launch *l, struct err *err)

@@ -139,10 +139,10 @@ void gone_run(struct sandbox *s, struct op *op)
     if (state != SANDBOX_RUNNING && state != SANDBOX_PAUSED)
         return; // a stop, delete or failed launch is the cause and says so itself
     pthread_mutex_lock(&s->lock);
-    const bool ours = s->vm && s->vm_no == op->vm_no;
+    const bool ours = s->vm && s->vm_no == op->vm_no && !s->delete_wanted;
     pthread_mutex_unlock(&s->lock);
     if (!ours)
-        return; // an old VM's end; the present state is of a later one
+        return; // an old VM's end, or the delete that comes says what became of it
     if (sandbox_drop_vm(s, true, &err) != 0)
         log_error("sandbox %s: %s %s", s->id, err.detail, err.internal);
     sandbox_uid_release(s);
@@ -495,8 +495,8 @@ static void enqueue_delete(struct sandbox *s, struct op *op)
     id_new(ID_JOB, op->a.job_id);
     pthread_mutex_lock(&s->lock);
     s->delete_wanted = true;
-    if (s->info->row.state == SANDBOX_STARTING && s->vm)
-        vm_kill(s->vm); // ends the wait for its agent
+    if (s->vm && s->ops) // what runs may wait for the guest, and it has lost its purpose
+        vm_kill(s->vm);
     pthread_mutex_unlock(&s->lock);
     op_enqueue(s, op);
     ops_kick_for_delete(s);

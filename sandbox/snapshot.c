@@ -69,13 +69,28 @@ static json_t *qemu_of(struct manager *m, const struct sandbox_row *row)
     return q;
 }
 
+// The snapshot that a sandbox comes from, or where that was deleted the nearest one before it: lineage, not storage.
+static void find_parent(struct manager *m, struct snapshot_row *row, const char *first)
+{
+    struct snapshot_row at = {0};
+    struct err err = {0};
+    char id[ID_MAX];
+    snprintf(id, sizeof id, "%s", first);
+    row->parent_id[0] = 0;
+    while (*id && !*row->parent_id && snapshot_get(m->store, row->tenant, id, &at, &err) == 0) {
+        if (at.state == SNAPSHOT_READY)
+            snprintf(row->parent_id, sizeof row->parent_id, "%s", at.id);
+        snprintf(id, sizeof id, "%s", at.parent_id);
+        snapshot_row_free(&at);
+    }
+}
+
 static void fill_source(struct snapshot_row *row, const struct sandbox_row *from)
 {
     CLEANUP_JSON json_t *backend = from->backend_json ? json_loads(from->backend_json, 0, NULL) : NULL;
     const char *accel = json_get_str(backend, "accel");
     snprintf(row->tenant, sizeof row->tenant, "%s", from->tenant);
     snprintf(row->sandbox_id, sizeof row->sandbox_id, "%s", from->id);
-    snprintf(row->parent_id, sizeof row->parent_id, "%s", from->parent_snapshot_id);
     snprintf(row->image_ref, sizeof row->image_ref, "%s", from->image_ref);
     snprintf(row->image_digest, sizeof row->image_digest, "%s", from->image_digest);
     snprintf(row->accel, sizeof row->accel, "%s", accel ? accel : "");
@@ -150,6 +165,7 @@ static int take(struct sandbox *s, struct snapshot_call *call, struct err *err)
     struct sandbox_info *view = sandbox_view(s);
     CLEANUP_JSON json_t *machine = machine_of_row(m, &view->row, err), *q = qemu_of(m, &view->row);
     fill_source(&call->row, &view->row);
+    find_parent(m, &call->row, view->row.parent_snapshot_id);
     sandbox_info_unref(view);
     call->row.qemu_json = json_dumps(q, JSON_COMPACT);
     int failed = machine ? saved_begin(m->store, m->snapshots_dirfd, call->row.id, true, &w, err) : -1;
@@ -201,10 +217,20 @@ static void fail(struct sandbox *s, struct op *op, const struct err *why)
     op_done(op, s, why);
 }
 
-// The source ends with its snapshot: what it was is kept there.
+// The source ends as by a stop: its guest is asked, so that its disk has what it had written.
 static void end_source(struct sandbox *s)
 {
     struct err err = {0};
+    pthread_mutex_lock(&s->lock);
+    struct vm *vm = s->vm;
+    pthread_mutex_unlock(&s->lock);
+    if (vm && vm_is_paused(vm) && vm_resume(vm, &err) != 0)
+        log_warn("sandbox %s: not resumed before its stop: %s", s->id, err.detail);
+    if (vm) {
+        vm_thaw(vm);
+        (void)vm_stop(vm, LIMIT_STOP_GRACE_MS);
+    }
+    memset(&err, 0, sizeof err);
     if (sandbox_drop_vm(s, true, &err) != 0)
         log_error("sandbox %s: %s %s", s->id, err.detail, err.internal);
     sandbox_uid_release(s);
@@ -234,13 +260,17 @@ static int commit(struct sandbox *s, struct op *op, struct snapshot_call *call, 
         c.from_state = from;
         c.cause = "snapshot";
     }
-    if (change_commit(s->m, &c, err) != 0) {
-        sandbox_row_free(&row);
-        return -1;
+    int failed = change_commit(s->m, &c, err);
+    while (failed && strcmp(err->code, "parent_deleted") == 0) { // since it was looked up
+        memset(err, 0, sizeof *err);
+        find_parent(s->m, &call->row, call->row.parent_id);
+        failed = change_commit(s->m, &c, err);
     }
-    if (call->stop)
+    if (failed)
+        sandbox_row_free(&row);
+    else if (call->stop)
         sandbox_publish(s, &row);
-    return 0;
+    return failed;
 }
 
 void snapshot_run(struct sandbox *s, struct op *op)
@@ -276,7 +306,8 @@ void snapshot_run(struct sandbox *s, struct op *op)
         failed = -1;
     }
     if (failed) {
-        go_on(s);
+        if (!op_should_stop(s, op, &err)) // a delete has ended the VM meanwhile, and is the answer
+            go_on(s);
         fail(s, op, &err);
         return;
     }
