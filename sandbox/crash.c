@@ -11,11 +11,11 @@
 
 const char *const CRASH_STAGES[] = {
     "create.prepare", "create.launch", "create.restore", "create.agent", "create.commit",
-    "snapshot.freeze", "snapshot.stop", "snapshot.save", "snapshot.copy", "snapshot.cont", "snapshot.write",
+    "snapshot.freeze", "snapshot.stop", "snapshot.save", "snapshot.copy", "snapshot.cont", "snapshot.disk", "snapshot.write",
     "snapshot.commit", "snapshot.end",
-    "fork.freeze", "fork.stop", "fork.save", "fork.copy", "fork.cont", "fork.prepare", "fork.launch", "fork.restore",
+    "fork.freeze", "fork.stop", "fork.save", "fork.copy", "fork.cont", "fork.disk", "fork.prepare", "fork.launch", "fork.restore",
     "fork.agent", "fork.commit",
-    "cold.freeze", "cold.stop", "cold.save", "cold.copy", "cold.cont", "cold.write", "cold.commit", "cold.end",
+    "cold.freeze", "cold.stop", "cold.save", "cold.copy", "cold.cont", "cold.disk", "cold.write", "cold.commit", "cold.end",
     "resume.prepare", "resume.launch", "resume.restore", "resume.agent", "resume.commit",
     "pause.pause", "resume.resume", NULL,
 };
