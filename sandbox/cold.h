@@ -11,8 +11,9 @@
 // What a sandbox's memory differs from, for a capture.
 struct base {
     struct ram_runs runs;              // owned
-    char template_key[DIGEST_TEXT_MAX];
+    char template_key[DIGEST_TEXT_MAX], template_manifest[DIGEST_TEXT_MAX]; // origin.h
 };
+// snapshot_mismatch where that is not there as it was: what is saved now could not be continued.
 int base_of(struct sandbox *s, struct base *ret, struct err *err);
 void base_free(struct base *b);
 
