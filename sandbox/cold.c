@@ -270,7 +270,9 @@ void cold_run(struct sandbox *s, struct op *op)
         op_done(op, s, &err);
         return;
     }
-    int failed = saved_begin(s->m->store, s->dirfd, "cold", false, &w, &err);
+    int failed = machine_fits(s, &err);
+    if (!failed)
+        failed = saved_begin(s->m->store, s->dirfd, "cold", false, &w, &err);
     if (!failed)
         failed = moment_take(s, w.state_fd, -1, false, &mo, &err);
     struct sandbox_row row = {0};

@@ -407,6 +407,8 @@ static int unnamed(struct manager *m, struct err *err)
 static int capture_source(struct sandbox *s, struct fork_group *g, struct err *err)
 {
     struct moment mo = {0};
+    if (machine_fits(s, err) != 0)
+        return -1;
     struct origin *o = g->origin = origin_new();
     if (!o)
         return err_set(err, ERR_INTERNAL, "out_of_memory", "out of memory");

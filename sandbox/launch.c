@@ -153,7 +153,9 @@ static int journal_runtime(struct launch *l, struct err *err)
     CLEANUP_JSON json_t *runtime = vm_runtime(l->vm);
     if (!runtime)
         return err_set(err, ERR_INTERNAL, "out_of_memory", "out of memory");
+    const struct machine_parts parts = parts_of(l);
     json_put_int(runtime, "jail_uid", l->s->vm_uid);
+    json_put(runtime, "machine", machine_of(&parts));
     free(l->row.runtime_json);
     l->row.runtime_json = json_dumps(runtime, JSON_COMPACT);
     if (l->kind == LAUNCH_WAKE)

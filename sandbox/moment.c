@@ -87,7 +87,7 @@ void base_free(struct base *b)
     ram_runs_free(&b->runs);
 }
 
-json_t *machine_of_row(struct manager *m, const struct sandbox_row *row, struct err *err)
+static json_t *machine_here(struct manager *m, const struct sandbox_row *row, struct err *err)
 {
     struct image_runtime runtime;
     if (images_runtime(m->images, &runtime, err) != 0)
@@ -100,6 +100,25 @@ json_t *machine_of_row(struct manager *m, const struct sandbox_row *row, struct 
                                         .vcpus = row->vcpus, .memory_mib = row->memory_mib, .disk_mib = row->disk_mib,
                                         .tsc_khz = m->host.tsc_khz};
     return machine_of(&parts);
+}
+
+json_t *machine_of_row(struct manager *m, const struct sandbox_row *row, struct err *err)
+{
+    CLEANUP_JSON json_t *runtime = row->runtime_json ? json_loads(row->runtime_json, 0, NULL) : NULL;
+    json_t *launched = json_object_get(runtime, "machine");
+    return launched ? json_incref(launched) : machine_here(m, row, err);
+}
+
+int machine_fits(struct sandbox *s, struct err *err)
+{
+    struct sandbox_info *view = sandbox_view(s);
+    CLEANUP_JSON json_t *mismatches = json_array();
+    CLEANUP_JSON json_t *here = machine_here(s->m, &view->row, err), *its = here ? machine_of_row(s->m, &view->row, err) : NULL;
+    sandbox_info_unref(view);
+    if (!its)
+        return -1;
+    machine_compare(its, here, mismatches);
+    return saved_refuse(mismatches, err);
 }
 
 // ---- taking -----------------------------------------------------------------------------------------------------------

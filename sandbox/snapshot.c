@@ -57,15 +57,13 @@ static void job_finish(struct job_row *job, bool ok, const char *problem, const 
 }
 
 // ---- taking -----------------------------------------------------------------------------------------------------------
-static json_t *qemu_of(struct manager *m, const struct sandbox_row *row)
+static json_t *qemu_of(const json_t *machine)
 {
-    CLEANUP_JSON json_t *backend = row->backend_json ? json_loads(row->backend_json, 0, NULL) : NULL;
-    const char *accel = json_get_str(backend, "accel");
     json_t *q = json_object();
-    json_put_str(q, "version", m->host.qemu_version);
-    json_put_str(q, "digest", m->host.qemu_sha256);
-    json_put_str(q, "machine", vm_machine_name());
-    json_put_str(q, "cpu_model", vm_cpu_model(accel && strcmp(accel, "kvm") == 0 ? VM_ACCEL_KVM : VM_ACCEL_TCG));
+    json_put_str(q, "version", json_get_str(machine, "qemu_version"));
+    json_put_str(q, "digest", json_get_str(machine, "qemu_digest"));
+    json_put_str(q, "machine", json_get_str(machine, "machine"));
+    json_put_str(q, "cpu_model", json_get_str(machine, "cpu_model"));
     return q;
 }
 
@@ -163,7 +161,7 @@ static int take(struct sandbox *s, struct snapshot_call *call, struct err *err)
     struct moment mo = {0};
     const int64_t t0 = clock_mono_us();
     struct sandbox_info *view = sandbox_view(s);
-    CLEANUP_JSON json_t *machine = machine_of_row(m, &view->row, err), *q = qemu_of(m, &view->row);
+    CLEANUP_JSON json_t *machine = machine_of_row(m, &view->row, err), *q = qemu_of(machine);
     fill_source(&call->row, &view->row);
     find_parent(m, &call->row, view->row.parent_snapshot_id);
     sandbox_info_unref(view);
