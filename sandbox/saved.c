@@ -11,8 +11,9 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "base/fd.h"
 #include "base/buf.h"
+#include "base/clock.h"
+#include "base/fd.h"
 #include "base/json.h"
 #include "sandbox/saved_int.h"
 #include "store/seal.h"
@@ -21,6 +22,7 @@
 #define STATE_MAX (64u << 20) // device state is some 20 KiB; KVM adds little
 #define VERIFIED_MAX 64
 #define MISMATCHES_MAX 100
+#define RACY_MS 50 // a change this young and the next may have one time: the kernel's clock ticks every 1 to 10 ms
 
 void saved_mismatch(json_t *mismatches, const char *field, const char *expected, const char *found)
 {
@@ -127,13 +129,15 @@ static void verified_add(const struct stat *st, const uint8_t hash[SHA256_BYTES]
 int saved_disk_hash(int fd, uint8_t out[SHA256_BYTES], struct err *err)
 {
     struct stat before, after;
+    const int64_t now = clock_wall_ms();
     if (fstat(fd, &before) != 0)
         return err_sys(err, errno, "reading a disk");
     if (verified_find(&before, out))
         return 0;
     if (ram_sparse_digest(fd, out, NULL, err) != 0)
         return -1;
-    if (fstat(fd, &after) == 0 && memcmp(&before.st_ctim, &after.st_ctim, sizeof after.st_ctim) == 0)
+    const int64_t changed = (int64_t)before.st_ctim.tv_sec * 1000 + before.st_ctim.tv_nsec / 1000000;
+    if (fstat(fd, &after) == 0 && memcmp(&before.st_ctim, &after.st_ctim, sizeof after.st_ctim) == 0 && now - changed > RACY_MS)
         verified_add(&after, out);
     return 0;
 }
