@@ -184,6 +184,7 @@ static void group_commit(struct fork_group *g, struct sandbox *last)
         sandbox_publish(g->children[i].s, &g->children[i].row);
         atomic_fetch_add(&g->m->boots, 1);
     }
+    crash_point(last, "end");
     group_answer(g, NULL);
     group_free(g);
 }
