@@ -242,6 +242,8 @@ static void adopt_running(struct sandbox *s)
     static const char ADOPTED[] = "adopted by a new server; what the console said meanwhile is not kept\n";
     sandbox_log(s, LOGSRC_VMM, "", "", (const uint8_t *)ADOPTED, sizeof ADOPTED - 1);
     bool ready = sandbox_present_state(s) == SANDBOX_PAUSED, deleted = false; // one that stands still cannot answer
+    if (ready && vm_pause(s->vm, &err) != 0) // its resume may have been cut after the guest was let go
+        log_error("sandbox %s: could not be paused again: %s", s->id, err.detail);
     while (!ready && !deleted && clock_mono_ms() < until) { // in steps: a delete does not wait for a mute agent
         memset(&err, 0, sizeof err);
         ready = vm_wait_ready(s->vm, clock_mono_ms() + 250, &err);
@@ -266,6 +268,7 @@ static void undo_create(struct sandbox *s, struct job_row *job, const struct adm
     if (sandbox_erase(s, report, true, &err) != 0)
         log_error("sandbox %s: %s", s->id, err.detail);
     commit_state(s, SANDBOX_DESTROYED, "create_undone", "restart");
+    crash_point(s, "settle");
     err_set(&why, ERR_UNAVAILABLE, "create_undone", "the server was restarted while the sandbox was made");
     err_remedy(&why, "send the request again");
     if (job)
@@ -339,6 +342,7 @@ static void redo_wake(struct sandbox *s, struct job_row *job, const struct admis
     } else {
         commit_state(s, SANDBOX_COLD, NULL, "restart");
     }
+    crash_point(s, "settle");
     err_set(&why, ERR_UNAVAILABLE, "resume_undone", "the server was restarted while the sandbox was resumed");
     err_remedy(&why, "send the request again");
     if (job)
@@ -376,6 +380,7 @@ static void resume_create(struct sandbox *s, struct job_row *job, const struct a
     struct err why = {0};
     end_stray(s, runtime);
     commit_state(s, SANDBOX_STOPPED, "start_undone", "restart");
+    crash_point(s, "settle");
     err_set(&why, ERR_UNAVAILABLE, "start_undone", "the server was restarted while the sandbox started");
     job_settle(s->m, job, a, JOB_FAILED, "undone", &why, 503);
 }
@@ -386,6 +391,7 @@ static void finish_stop(struct sandbox *s, struct job_row *job, const struct adm
     end_stray(s, runtime);
     commands_finish_all(s, OUTCOME_KILLED);
     commit_state(s, SANDBOX_STOPPED, NULL, "restart");
+    crash_point(s, "settle");
     if (job)
         job_settle(s->m, job, a, JOB_SUCCEEDED, "succeeded", NULL, 200);
 }
@@ -447,31 +453,51 @@ static void reconcile_one(struct sandbox *s, struct unfinished *u)
     }
 }
 
-// Pause, cold, snapshot and fork record their work and their job's end in one transaction: an unfinished job of theirs was
-// undone.
-static bool job_done(const char *kind, int state)
+// Operations that record their work and their job's end in one transaction: where the job has not ended, the work was undone.
+// NULL: not one of them.
+static const char *undone_code(const char *kind)
 {
-    if (strcmp(kind, "sandbox.stop") == 0)
-        return state == SANDBOX_STOPPED;
-    return state == SANDBOX_RUNNING && (strcmp(kind, "sandbox.create") == 0 || strcmp(kind, "sandbox.start") == 0 ||
-                                        strcmp(kind, "sandbox.resume") == 0);
+    static const struct {
+        const char *kind, *code;
+    } WHOLE[] = {{"sandbox.create", "create_undone"}, {"sandbox.start", "start_undone"},
+                 {"sandbox.pause", "pause_undone"},  {"sandbox.resume", "resume_undone"},
+                 {"sandbox.cold", "cold_undone"},    {"snapshot.create", "snapshot_undone"},
+                 {"sandbox.fork", "fork_undone"},    {"snapshot.fork", "fork_undone"}};
+    for (size_t i = 0; i < sizeof WHOLE / sizeof *WHOLE; i++)
+        if (strcmp(kind, WHOLE[i].kind) == 0)
+            return WHOLE[i].code;
+    return NULL;
 }
 
-// Jobs whose work was recorded, but not their end: the server was killed between the two.
+// Ends a job that nothing goes on with.
+static void job_give_up(struct manager *m, struct job_row *job)
+{
+    struct admission a;
+    struct err why = {0};
+    const char *code = undone_code(job->kind);
+    admission_of(m, job, &a);
+    err_set(&why, ERR_UNAVAILABLE, code ? code : "lost", "the server was restarted while this ran");
+    if (code)
+        err_remedy(&why, "send the request again");
+    job_settle(m, job, &a, JOB_FAILED, code ? "undone" : "lost", &why, 503);
+}
+
+// Jobs that nothing goes on with. A stop that an earlier start finished may lack its end; what else has come to its end has
+// it recorded.
 static void settle_rest(struct sandbox *s, struct unfinished *u)
 {
     const int state = sandbox_present_state(s);
     for (size_t i = 0; i < u->n; i++) {
         struct job_row *job = &u->rows[i];
         struct admission a;
-        struct err why = {0};
         if ((job->state != JOB_RUNNING && job->state != JOB_QUEUED) || strncmp(job->kind, "command.", 8) == 0)
             continue;
-        const bool done = job_done(job->kind, state);
+        if (state != SANDBOX_STOPPED || strcmp(job->kind, "sandbox.stop") != 0) {
+            job_give_up(s->m, job);
+            continue;
+        }
         admission_of(s->m, job, &a);
-        err_set(&why, ERR_UNAVAILABLE, "lost", "the server was restarted while this ran");
-        job_settle(s->m, job, &a, done ? JOB_SUCCEEDED : JOB_FAILED, done ? "succeeded" : "lost", done ? NULL : &why,
-                   done ? (strcmp(job->kind, "sandbox.create") == 0 ? 201 : 200) : 503);
+        job_settle(s->m, job, &a, JOB_SUCCEEDED, "succeeded", NULL, 200);
     }
 }
 
@@ -537,26 +563,69 @@ static bool live(struct manager *m, const char *id)
     return s != NULL;
 }
 
-// Run directories without a sandbox: their QEMU, if any, belongs to nobody.
-static void sweep_orphans(struct manager *m)
+// What belongs to no sandbox. It is listed before the first request, so that nothing of this server is taken for it.
+struct orphans {
+    struct manager *m;
+    struct unfinished jobs;
+    json_t *runs; // array of names below run/
+};
+
+static bool keep_orphan_job(void *arg, const struct job_row *row)
 {
-    const int fd = openat(m->run_dirfd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    struct orphans *o = arg;
+    return (*row->sandbox_id && live(o->m, row->sandbox_id)) || keep_job(&o->jobs, row);
+}
+
+static void list_runs(struct orphans *o)
+{
+    const int fd = openat(o->m->run_dirfd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     DIR *d = fd >= 0 ? fdopendir(fd) : NULL;
     if (!d) {
         fd_close(&(int){fd});
         return;
     }
-    for (const struct dirent *e; (e = readdir(d));) {
-        struct err err = {0};
-        uint64_t bytes = 0;
-        if (e->d_name[0] == '.' || strcmp(e->d_name, "probe") == 0 || live(m, e->d_name)) // the probe tidies up itself
-            continue;
-        if (id_valid(ID_SANDBOX, e->d_name) && vm_end_stray(NULL, e->d_name, m->o.cgroup_parent, &err) != 0)
-            log_error("orphan %s: %s %s", e->d_name, err.detail, err.internal);
-        if (fd_remove_tree(m->run_dirfd, e->d_name, &bytes) != 0)
-            log_warn("orphan %s: its run directory could not be removed", e->d_name);
-    }
+    for (const struct dirent *e; (e = readdir(d));)
+        if (e->d_name[0] != '.' && strcmp(e->d_name, "probe") != 0 && !live(o->m, e->d_name)) // the probe tidies up itself
+            json_array_append_new(o->runs, json_string(e->d_name));
     closedir(d);
+}
+
+static void orphans_free(struct orphans *o)
+{
+    if (!o)
+        return;
+    unfinished_free(&o->jobs);
+    json_decref(o->runs);
+    free(o);
+}
+
+static struct orphans *orphans_list(struct manager *m, struct err *err)
+{
+    struct orphans *o = calloc(1, sizeof *o);
+    if (!o) {
+        err_set(err, ERR_INTERNAL, "out_of_memory", "out of memory");
+        return NULL;
+    }
+    *o = (struct orphans){.m = m, .runs = json_array()};
+    list_runs(o);
+    if (job_each_unfinished_all_tenants(m->store, keep_orphan_job, o, err) == 0)
+        return o;
+    orphans_free(o);
+    return NULL;
+}
+
+// Run directories without a sandbox: their QEMU, if any, belongs to nobody.
+static void sweep_runs(const struct orphans *o)
+{
+    struct manager *m = o->m;
+    for (size_t i = 0; i < json_array_size(o->runs); i++) {
+        const char *name = json_string_value(json_array_get(o->runs, i));
+        struct err err = {0};
+        if (id_valid(ID_SANDBOX, name) && vm_end_stray(NULL, name, m->o.cgroup_parent, &err) != 0)
+            log_error("orphan %s: %s %s", name, err.detail, err.internal);
+        if (fd_remove_tree(m->run_dirfd, name, NULL) != 0)
+            log_warn("orphan %s: its run directory could not be removed", name);
+    }
 }
 
 // Receipts that nothing can settle any more: file operations, signals, stdin of the earlier server.
@@ -572,36 +641,21 @@ static void settle_lost(struct manager *m)
         if (!any)
             return;
         struct err err = {0};
-        const struct change c = {.settle = &a, .outcome = "lost", .status = 503, .forget_idem = true};
+        // The deletion of a snapshot is admitted with the end of its row; its files have been swept.
+        const bool finished = strcmp(a.operation, "snapshot.delete") == 0;
+        const struct change c = {.settle = &a, .outcome = finished ? "succeeded" : "lost", .status = finished ? 200 : 503,
+                                 .forget_idem = true};
         if (change_commit(m, &c, &err) != 0)
             log_error("receipt %s: could not be settled: %s %s", a.receipt_id, err.detail, err.internal);
     }
 }
 
-// Jobs of sandboxes that are not live: ended as lost, so that every job ends.
-static void end_orphan_jobs(struct manager *m)
-{
-    struct err err = {0};
-    struct unfinished u = {0};
-    (void)job_each_unfinished_all_tenants(m->store, keep_job, &u, &err);
-    for (size_t i = 0; i < u.n; i++) {
-        struct admission a;
-        struct err why = {0};
-        if (*u.rows[i].sandbox_id && live(m, u.rows[i].sandbox_id))
-            continue;
-        admission_of(m, &u.rows[i], &a);
-        err_set(&why, ERR_UNAVAILABLE, "lost", "the server was restarted while this ran");
-        job_settle(m, &u.rows[i], &a, JOB_FAILED, "lost", &why, 503);
-    }
-    unfinished_free(&u);
-}
-
 // After the registry is filled: what belongs to nobody, and the end of all adoptions.
 static void reconcile_work(void *arg)
 {
-    struct manager *m = arg;
-    sweep_orphans(m);
-    snapshots_sweep(m);
+    struct orphans *o = arg;
+    struct manager *m = o->m;
+    sweep_runs(o);
     pthread_mutex_lock(&m->lock);
     m->reconciled = true;
     while (m->adopting > 0 && !m->stopping) {
@@ -611,7 +665,9 @@ static void reconcile_work(void *arg)
         pthread_mutex_lock(&m->lock);
     }
     pthread_mutex_unlock(&m->lock);
-    end_orphan_jobs(m);
+    for (size_t i = 0; i < o->jobs.n; i++) // of a fork of a snapshot: now its children have ended
+        job_give_up(m, &o->jobs.rows[i]);
+    orphans_free(o);
     settle_lost(m);
     pool_begin(m);
     hub_notify(m->hub, "ready");
@@ -622,12 +678,17 @@ int reconcile_start(struct manager *m, struct err *err)
 {
     // Before the first request: every sandbox is known, and what is asked of it waits for its adoption.
     templates_sweep(m); // before anybody makes one
+    snapshots_sweep(m);
     if (receipt_each_pending_all_tenants(m->store, keep_pending, m, err) != 0 ||
         sandbox_each_live_all_tenants(m->store, take_sandbox, m, err) != 0)
         return -1;
+    struct orphans *o = orphans_list(m, err);
+    if (!o)
+        return -1;
     atomic_fetch_add(&m->active, 1);
-    if (work_submit(m->ops, reconcile_work, m) == 0)
+    if (work_submit(m->ops, reconcile_work, o) == 0)
         return 0;
     atomic_fetch_sub(&m->active, 1);
+    orphans_free(o);
     return err_set(err, ERR_INTERNAL, "no_threads", "the workers cannot be started");
 }
