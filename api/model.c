@@ -47,7 +47,7 @@ static const struct rule CROSSINGS[] = {
     {"ports", "an explicit binding and a policy decision for each exposed service; none can be exposed yet", "planned"},
     {"receipts_and_audit_ids", "stored with the job record, returned with the result, verifiable without the server",
      "enforced"},
-    {"snapshots", "treated as sensitive: 0600, integrity-checked, retention required, deletion reported", "planned"},
+    {"snapshots", "treated as sensitive: 0600, integrity-checked, retention required, deletion reported", "enforced"},
 };
 static const struct rule DEFAULTS[] = {
     {NULL, "Static declarations for work from users, agents or queues", "planned"},
@@ -57,7 +57,7 @@ static const struct rule DEFAULTS[] = {
     {NULL, "Secret references rather than literals", "planned"},
     {NULL, "Explicit TTL, cleanup or detach for every sandbox", "enforced"},
     {NULL, "Receipt and audit ids in result objects", "enforced"},
-    {NULL, "Explicit snapshot retention and deletion", "planned"},
+    {NULL, "Explicit snapshot retention and deletion", "enforced"},
     {NULL, "Capability errors surfaced, never a silent fall back to a less secure path", "enforced"},
 };
 

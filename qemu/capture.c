@@ -4,6 +4,7 @@
 #include <pthread.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "base/clock.h"
@@ -90,23 +91,47 @@ static int in_pause(struct vm *vm, const struct ram_guest *g, const struct captu
 {
     struct disk_copy disk = {.spec = spec};
     pthread_t thread;
-    const bool aside = spec->disk_to >= 0 && pthread_create(&thread, NULL, copy_disk, &disk) == 0;
-    const int64_t t = clock_mono_us();
+    const bool here = spec->disk_to >= 0 && c->disk.fdset == 0;
+    const bool aside = here && pthread_create(&thread, NULL, copy_disk, &disk) == 0;
+    const int64_t t = c->disk_began_us = clock_mono_us();
     step(spec, "save");
-    int failed = vm_save_state(vm, spec->state_fd, spec->timeout_ms, err);
+    int failed = c->disk.fdset ? disk_job_start(vm, &c->disk, err) : 0;
+    if (!failed)
+        failed = vm_save_state(vm, spec->state_fd, spec->timeout_ms, err);
     c->save_us = clock_mono_us() - t;
     step(spec, "copy");
     if (!failed)
         failed = copy_memory(g, spec, c, err);
     if (aside)
         pthread_join(thread, NULL);
-    else if (spec->disk_to >= 0)
+    else if (here)
         copy_disk(&disk);
     c->disk_us = disk.us;
     if (!failed && disk.failed) {
         *err = disk.err;
         failed = -1;
     }
+    return failed;
+}
+
+// A VM that stands still has its disk copied by us; for one that goes on QEMU is made ready to.
+static int prepare_disk(struct vm *vm, const struct capture_spec *spec, bool was_paused, struct capture *c, struct err *err)
+{
+    struct stat st;
+    if (spec->disk_to < 0 || was_paused || !spec->go_on)
+        return 0;
+    if (fstat(spec->disk_from, &st) != 0)
+        return err_sys(err, errno, "reading a disk");
+    return disk_job_open(vm, spec->disk_to, (uint64_t)st.st_size, &c->disk, err);
+}
+
+int vm_capture_disk(struct vm *vm, struct capture *c, struct err *err)
+{
+    if (c->disk.fdset == 0)
+        return 0;
+    const int failed = disk_job_wait(vm, &c->disk, err);
+    c->disk_us = clock_mono_us() - c->disk_began_us;
+    disk_job_close(vm, &c->disk);
     return failed;
 }
 
@@ -124,6 +149,8 @@ int vm_capture(struct vm *vm, const struct capture_spec *spec, struct capture *r
     ram_runs_free(&before);
     if (!failed)
         failed = buffer_make(&c, bytes + bytes / 8, bytes, err);
+    if (!failed)
+        failed = prepare_disk(vm, spec, was_paused, &c, err);
     step(spec, "stop");
     const int64_t t = clock_mono_us();
     if (!failed && !was_paused)
@@ -137,9 +164,11 @@ int vm_capture(struct vm *vm, const struct capture_spec *spec, struct capture *r
         c.paused_us = clock_mono_us() - t;
     }
     ram_guest_close(&g);
-    if (failed)
+    if (failed) {
+        disk_job_close(vm, &c.disk);
         capture_free(&c);
-    else
+    } else {
         *ret = c;
+    }
     return failed;
 }

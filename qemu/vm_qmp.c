@@ -39,7 +39,8 @@ static void try_resume(void *arg)
     vm->resume_timer = NULL;
     if (!vm->io_paused)
         return;
-    (void)send_line(vm, "{\"execute\":\"cont\"}\n");
+    if (!vm_is_paused(vm)) // else it goes on when its owner says so
+        (void)send_line(vm, "{\"execute\":\"cont\"}\n");
     vm->resume_timer = loop_timer_add(vm->loop, RESUME_MS, try_resume, vm);
 }
 

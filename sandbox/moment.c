@@ -132,6 +132,9 @@ int moment_take(struct sandbox *s, int state_fd, int disk_to_fd, bool go_on, str
         failed = vm_capture(vm, &spec, &mo.capture, err);
     if (!was_paused && (go_on || failed))
         vm_thaw(vm);
+    crash_point(s, "disk");
+    if (!failed)
+        failed = vm_capture_disk(vm, &mo.capture, err);
     if (!failed)
         mo.commands = carry_json(&w.carry);
     carry_free(&w.carry);

@@ -1,5 +1,6 @@
 // What a start does about what an earlier server left: adopt what runs, finish or undo what was half done, end what
 // belongs to nobody. docs/restart.md has the table of every stage.
+#include "qemu/disk_job.h"
 #include "sandbox/cold.h"
 #include "sandbox/launch.h"
 
@@ -253,6 +254,7 @@ static void adopt_running(struct sandbox *s)
         deleted = s->delete_wanted;
         pthread_mutex_unlock(&s->lock);
     }
+    disk_job_sweep(s->vm);
     if (!ready && !deleted)
         log_warn("sandbox %s: adopted, but its agent does not answer: %s", s->id, err.detail);
     atomic_fetch_add(&s->m->adoptions, 1);

@@ -118,7 +118,7 @@ static void fill_result(struct snapshot_row *row, const struct moment *mo, struc
     put_ms(t, "write", write_us);
     put_ms(t, "total", total_us);
     row->state = SNAPSHOT_READY;
-    snprintf(row->kind, sizeof row->kind, "delta");
+    snprintf(row->kind, sizeof row->kind, "%s", *mo->base.template_key ? "delta" : "full");
     snprintf(row->template_key, sizeof row->template_key, "%s", mo->base.template_key);
     snprintf(row->manifest_sha256, sizeof row->manifest_sha256, "%s", r->manifest_sha256);
     json_put_str(r->digests, "manifest", r->manifest_sha256);

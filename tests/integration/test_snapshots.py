@@ -676,6 +676,61 @@ def test_foreign_snapshot(s):
     drop(s, snap)
 
 
+# Writes pass after pass over 600 blocks, past the page cache and in order: at every moment the first ones are of this pass and
+# the rest of the one before.
+WRITER = """
+import mmap, os
+with open('/work/pid', 'w') as f:
+    f.write(str(os.getpid()))
+fd = os.open('/work/blocks', os.O_RDWR | os.O_CREAT | os.O_DIRECT, 0o644)
+block = mmap.mmap(-1, 4096)
+n = 0
+while True:
+    n += 1
+    block[:] = n.to_bytes(4, 'big') * 1024
+    for i in range(600):
+        os.pwrite(fd, block, 4096 * i)
+    if n == 1:
+        os.close(os.open('/work/begun', os.O_CREAT | os.O_WRONLY))
+"""
+CHECK = """
+import mmap, os
+fd = os.open('/work/blocks', os.O_RDONLY | os.O_DIRECT)
+block = mmap.mmap(-1, 4096)
+seen = []
+for i in range(600):
+    assert os.preadv(fd, [block], 4096 * i) == 4096
+    words = {block[k:k + 4] for k in range(0, 4096, 4)}
+    assert len(words) == 1, f'block {i} is torn'
+    seen.append(int.from_bytes(words.pop(), 'big'))
+assert seen == sorted(seen, reverse=True) and seen[0] - seen[-1] <= 1, [n for n, m in zip(seen, seen[1:]) if n != m] + seen[-1:]
+"""
+
+
+@harness.deadline(150)
+def test_disk_of_the_moment(s):
+    """A disk that is written all the time: snapshot and fork have it as it was at one moment, and their commands go on from there"""
+    box = s.create()["id"]
+    s.run(box, "head -c 10000000 /dev/urandom > /work/big; sha256sum /work/big > /work/sum; sync", timeout_seconds=60)
+    for name, text in (("writer.py", WRITER), ("check.py", CHECK)):
+        s.put(s.file(box, f"/work/{name}"), text.encode(), expect=201)
+    c = s.background(box, ["python3", "/work/writer.py"], timeout_seconds=600)
+    harness.until(lambda: s.run(box, "test -e /work/begun")["exit_code"] == 0, 30, "the first pass is over")
+    made, snaps = [fork(s, box, 1)["items"][0]["id"]], []
+    for _ in range(2):
+        snaps.append(snapshot(s, box)["id"])
+        made.append(restore(s, snaps[-1])["id"])
+        for one in made:  # each writes on, from its own place
+            r = s.run(one, "kill -STOP $(cat /work/pid); python3 /work/check.py && sha256sum -c --quiet /work/sum")
+            assert r["exit_code"] == 0, (one, r)
+        end(s, *made)
+        made = []
+    assert s.get(f"{BOX}/{box}/commands/{c}").json["state"] == "running"
+    end(s, box)
+    drop(s, *snaps)
+    assert not hidden(s)
+
+
 @harness.deadline(120)
 def test_guest_disk_full(s):
     """A guest whose disk is full is not saved: 409 guest_disk_full; it goes on, and is saved when there is room"""
