@@ -3,6 +3,7 @@
 #include "qemu/disk_job.h"
 #include "sandbox/cold.h"
 #include "sandbox/launch.h"
+#include "sandbox/unfinished.h"
 
 #include <dirent.h>
 #include <errno.h>
@@ -13,84 +14,6 @@
 #include <unistd.h>
 
 #define ADOPT_READY_MS (LIMIT_AGENT_MUTE_MS + 1500) // by then it answers, or is told as mute
-
-// ---- admissions that were never settled ---------------------------------------------------------------------------------
-static bool keep_pending(void *arg, const struct admission *a)
-{
-    struct manager *m = arg;
-    struct admission *more = realloc(m->pending, (m->n_pending + 1) * sizeof *more);
-    if (!more)
-        return false;
-    m->pending = more;
-    m->pending[m->n_pending++] = *a;
-    return true;
-}
-
-bool pending_take(struct manager *m, const char *receipt_id, struct admission *ret)
-{
-    bool found = false;
-    pthread_mutex_lock(&m->pending_lock);
-    for (size_t i = 0; i < m->n_pending && !found; i++)
-        if (strcmp(m->pending[i].receipt_id, receipt_id) == 0) {
-            *ret = m->pending[i];
-            m->pending[i] = m->pending[--m->n_pending];
-            found = true;
-        }
-    pthread_mutex_unlock(&m->pending_lock);
-    return found;
-}
-
-// ---- jobs left behind -----------------------------------------------------------------------------------------------
-// Ends a job whose act is known to have become `outcome`.
-static void job_settle(struct manager *m, struct job_row *job, const struct admission *a, enum job_state state,
-                       const char *outcome, const struct err *why, int status)
-{
-    struct err err = {0};
-    struct change c = {.job_update = job, .settle = a, .outcome = outcome, .status = status,
-                       .ref = *job->ref ? job->ref : job->sandbox_id};
-    CLEANUP_FREE char *problem = NULL;
-    if (why) {
-        problem = change_set_failure(m, &c, a, why);
-        c.outcome = outcome;
-    }
-    job->state = state;
-    job->stage[0] = 0;
-    job->finished_at_ms = job->updated_at_ms = clock_wall_ms();
-    free(job->problem_json);
-    job->problem_json = problem ? strdup(problem) : NULL;
-    if (change_commit(m, &c, &err) != 0)
-        log_error("job %s: could not be ended: %s %s", job->id, err.detail, err.internal);
-}
-
-struct unfinished {
-    struct job_row *rows;
-    size_t n;
-    const char *sandbox_id;
-};
-
-static bool keep_job(void *arg, const struct job_row *row)
-{
-    struct unfinished *u = arg;
-    if (u->sandbox_id && strcmp(row->sandbox_id, u->sandbox_id) != 0)
-        return true;
-    struct job_row *more = realloc(u->rows, (u->n + 1) * sizeof *more);
-    if (!more)
-        return false;
-    u->rows = more;
-    struct job_row *to = &u->rows[u->n++];
-    *to = *row;
-    to->stages_json = row->stages_json ? strdup(row->stages_json) : NULL;
-    to->problem_json = row->problem_json ? strdup(row->problem_json) : NULL;
-    to->result_json = row->result_json ? strdup(row->result_json) : NULL;
-    return true;
-}
-
-static void unfinished_free(struct unfinished *u)
-{
-    for (size_t i = 0; i < u->n; i++)
-        job_row_free(&u->rows[i]);
-    free(u->rows);
-}
 
 // ---- one sandbox --------------------------------------------------------------------------------------------------
 static void commit_state(struct sandbox *s, int to, const char *reason, const char *cause)
@@ -398,90 +321,42 @@ static void finish_stop(struct sandbox *s, struct job_row *job, const struct adm
         job_settle(s->m, job, a, JOB_SUCCEEDED, "succeeded", NULL, 200);
 }
 
-// The admission of a job; one of our own where the earlier one was settled or is unknown.
-static void admission_of(struct manager *m, const struct job_row *job, struct admission *a)
-{
-    if (!pending_take(m, job->receipt_id, a)) {
-        system_admission(a, job->tenant, job->kind, job->sandbox_id);
-        snprintf(a->receipt_id, sizeof a->receipt_id, "%s", job->receipt_id);
-    }
-    snprintf(a->job_id, sizeof a->job_id, "%s", job->id);
-    snprintf(a->sandbox_id, sizeof a->sandbox_id, "%s", job->sandbox_id);
-}
-
-static struct job_row *find_kind(struct unfinished *u, const char *kind)
-{
-    for (size_t i = 0; i < u->n; i++)
-        if (strcmp(u->rows[i].kind, kind) == 0)
-            return &u->rows[i];
-    return NULL;
-}
-
 static void reconcile_one(struct sandbox *s, struct unfinished *u)
 {
     struct admission a;
     struct job_row *job;
     const int state = sandbox_present_state(s);
-    if ((job = find_kind(u, "sandbox.delete"))) {
+    if ((job = unfinished_kind(u, "sandbox.delete"))) {
         CLEANUP_JSON json_t *runtime = runtime_of(s);
-        admission_of(s->m, job, &a);
+        job_admission(s->m, job, &a);
         end_stray(s, runtime);
         redo_delete(s, job, &a);
     } else if (state == SANDBOX_STARTING) {
-        job = find_kind(u, "sandbox.create");
-        const bool start = !job && (job = find_kind(u, "sandbox.start"));
+        job = unfinished_kind(u, "sandbox.create");
+        const bool start = !job && (job = unfinished_kind(u, "sandbox.start"));
         if (!job) { // a fork's child: the fork had not come to its commit
             CLEANUP_JSON json_t *runtime = runtime_of(s);
             undo_create(s, NULL, NULL, runtime);
             return;
         }
-        admission_of(s->m, job, &a);
+        job_admission(s->m, job, &a);
         resume_create(s, job, &a, start);
     } else if (state == SANDBOX_STOPPING) {
-        job = find_kind(u, "sandbox.stop");
+        job = unfinished_kind(u, "sandbox.stop");
         if (job)
-            admission_of(s->m, job, &a);
+            job_admission(s->m, job, &a);
         finish_stop(s, job, &a);
     } else if (state == SANDBOX_RUNNING || state == SANDBOX_PAUSED) {
         cold_erase(s, NULL); // of a cooling that had not come to its commit, or of one that is over
         adopt_running(s);
     } else if (state == SANDBOX_RESTORING) {
-        job = find_kind(u, "sandbox.resume");
+        job = unfinished_kind(u, "sandbox.resume");
         if (job)
-            admission_of(s->m, job, &a);
+            job_admission(s->m, job, &a);
         redo_wake(s, job, job ? &a : NULL);
     } else {
         rest_without_vm(s, state);
     }
-}
-
-// Operations that record their work and their job's end in one transaction: where the job has not ended, the work was undone.
-// NULL: not one of them.
-static const char *undone_code(const char *kind)
-{
-    static const struct {
-        const char *kind, *code;
-    } WHOLE[] = {{"sandbox.create", "create_undone"}, {"sandbox.start", "start_undone"},
-                 {"sandbox.pause", "pause_undone"},  {"sandbox.resume", "resume_undone"},
-                 {"sandbox.cold", "cold_undone"},    {"snapshot.create", "snapshot_undone"},
-                 {"sandbox.fork", "fork_undone"},    {"snapshot.fork", "fork_undone"}};
-    for (size_t i = 0; i < sizeof WHOLE / sizeof *WHOLE; i++)
-        if (strcmp(kind, WHOLE[i].kind) == 0)
-            return WHOLE[i].code;
-    return NULL;
-}
-
-// Ends a job that nothing goes on with.
-static void job_give_up(struct manager *m, struct job_row *job)
-{
-    struct admission a;
-    struct err why = {0};
-    const char *code = undone_code(job->kind);
-    admission_of(m, job, &a);
-    err_set(&why, ERR_UNAVAILABLE, code ? code : "lost", "the server was restarted while this ran");
-    if (code)
-        err_remedy(&why, "send the request again");
-    job_settle(m, job, &a, JOB_FAILED, code ? "undone" : "lost", &why, 503);
 }
 
 // Jobs that nothing goes on with. A stop that an earlier start finished may lack its end; what else has come to its end has
@@ -498,7 +373,7 @@ static void settle_rest(struct sandbox *s, struct unfinished *u)
             job_give_up(s->m, job);
             continue;
         }
-        admission_of(s->m, job, &a);
+        job_admission(s->m, job, &a);
         job_settle(s->m, job, &a, JOB_SUCCEEDED, "succeeded", NULL, 200);
     }
 }
@@ -508,9 +383,9 @@ static void adopt_run(struct sandbox *s, struct op *op)
 {
     struct manager *m = s->m;
     struct err err = {0};
-    struct unfinished u = {.sandbox_id = s->id};
+    struct unfinished u = {0};
     (void)op;
-    if (job_each_unfinished_all_tenants(m->store, keep_job, &u, &err) != 0 || load_commands(s, &err) != 0) {
+    if (unfinished_of(s, &u, &err) != 0 || load_commands(s, &err) != 0) {
         log_error("sandbox %s: its journal could not be read: %s", s->id, err.internal);
     } else {
         reconcile_one(s, &u);
@@ -575,7 +450,7 @@ struct orphans {
 static bool keep_orphan_job(void *arg, const struct job_row *row)
 {
     struct orphans *o = arg;
-    return (*row->sandbox_id && live(o->m, row->sandbox_id)) || keep_job(&o->jobs, row);
+    return (*row->sandbox_id && live(o->m, row->sandbox_id)) || unfinished_add(&o->jobs, row);
 }
 
 static void list_runs(struct orphans *o)
@@ -630,28 +505,6 @@ static void sweep_runs(const struct orphans *o)
     }
 }
 
-// Receipts that nothing can settle any more: file operations, signals, stdin of the earlier server.
-static void settle_lost(struct manager *m)
-{
-    for (;;) {
-        struct admission a;
-        pthread_mutex_lock(&m->pending_lock);
-        const bool any = m->n_pending > 0;
-        if (any)
-            a = m->pending[--m->n_pending];
-        pthread_mutex_unlock(&m->pending_lock);
-        if (!any)
-            return;
-        struct err err = {0};
-        // The deletion of a snapshot is admitted with the end of its row; its files have been swept.
-        const bool finished = strcmp(a.operation, "snapshot.delete") == 0;
-        const struct change c = {.settle = &a, .outcome = finished ? "succeeded" : "lost", .status = finished ? 200 : 503,
-                                 .forget_idem = true};
-        if (change_commit(m, &c, &err) != 0)
-            log_error("receipt %s: could not be settled: %s %s", a.receipt_id, err.detail, err.internal);
-    }
-}
-
 // After the registry is filled: what belongs to nobody, and the end of all adoptions.
 static void reconcile_work(void *arg)
 {
@@ -670,7 +523,7 @@ static void reconcile_work(void *arg)
     for (size_t i = 0; i < o->jobs.n; i++) // of a fork of a snapshot: now its children have ended
         job_give_up(m, &o->jobs.rows[i]);
     orphans_free(o);
-    settle_lost(m);
+    pending_lose(m);
     pool_begin(m);
     hub_notify(m->hub, "ready");
     atomic_fetch_sub(&m->active, 1);
@@ -681,7 +534,7 @@ int reconcile_start(struct manager *m, struct err *err)
     // Before the first request: every sandbox is known, and what is asked of it waits for its adoption.
     templates_sweep(m); // before anybody makes one
     snapshots_sweep(m);
-    if (receipt_each_pending_all_tenants(m->store, keep_pending, m, err) != 0 ||
+    if (pending_load(m, err) != 0 ||
         sandbox_each_live_all_tenants(m->store, take_sandbox, m, err) != 0)
         return -1;
     struct orphans *o = orphans_list(m, err);
