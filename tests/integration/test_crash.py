@@ -462,7 +462,7 @@ def forks(w, path, url, body, kind, look=lambda: None):
             a = s.post(url, body, headers=key, expect=201)
             kids = {i["id"] for i in a.json["items"]}
             assert replayed(a) == done and len(kids) == 2 and (kids == left) == done, a
-            for i in a.json["items"]:
+            for i in a.json["items"][:2 if done else 1]:
                 unique(i)
                 whole(w, i["id"])
             look()
