@@ -538,6 +538,7 @@ int command_adopt(struct sandbox *s, const struct command_row *row, const struct
     if (row->has_stdin)
         reload_stdin(c);
     c->sent = true; // if the agent does not know it, it is lost
+    c->durable = true;
     pthread_mutex_lock(&s->lock);
     c->next = s->commands;
     s->commands = c;

@@ -223,7 +223,7 @@ void system_admission(struct admission *a, const char *tenant, const char *opera
 
 // ---- crash.c ----------------------------------------------------------------------------------------------------
 // Ends the process here where a test build was told so: AIRLOCK_CRASH_AT=<operation>.<stage>, by the name of the operation
-// that runs. Nothing in a release build.
+// that runs; without a sandbox, stage is the whole name. Nothing in a release build.
 #ifdef AIRLOCK_CRASH_POINTS
 void crash_point(struct sandbox *s, const char *stage);
 #else

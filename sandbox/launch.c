@@ -134,6 +134,7 @@ static int journal_runtime(struct launch *l, struct err *err)
     CLEANUP_JSON json_t *runtime = vm_runtime(l->vm);
     if (!runtime)
         return err_set(err, ERR_INTERNAL, "out_of_memory", "out of memory");
+    crash_point(l->s, "journal");
     json_put_int(runtime, "jail_uid", l->s->vm_uid);
     free(l->row.runtime_json);
     l->row.runtime_json = json_dumps(runtime, JSON_COMPACT);
@@ -313,6 +314,7 @@ static int move_in(struct launch *l, struct pool_entry *e, struct err *err)
     l->journal_job = true;
     if (journal_runtime(l, err) != 0)
         return -1;
+    crash_point(s, "claim");
     if (launch_take_directory(m, e->name, s->id) != 0)
         return err_sys(err, errno, "naming a pooled VM's directory");
     fd_close(&s->run_dirfd);

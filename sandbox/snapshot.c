@@ -481,6 +481,7 @@ static int delete_it(struct deletion *d, struct snapshot_row *row, struct err *e
     const struct change begin = {.admit = &d->a, .snapshot_update = row, .event_kind = "snapshot.deleted"};
     if (change_commit(d->m, &begin, err) != 0)
         return -1;
+    crash_point(NULL, "snapshot_delete.erase");
     origin_forget(d->m, row->id);
     erase_files(d->m, row->id, &bytes, &left);
     CLEANUP_JSON json_t *report = report_of(row, bytes, left != 0);
@@ -494,8 +495,10 @@ static int delete_it(struct deletion *d, struct snapshot_row *row, struct err *e
         err_set(&why, ERR_CLEANUP_FAILED, "cleanup_failed", "the snapshot's files could not be erased");
         problem = change_set_failure(d->m, &c, &d->a, &why);
     }
+    crash_point(NULL, "snapshot_delete.commit");
     if (change_commit(d->m, &c, err) != 0)
         return -1;
+    crash_point(NULL, "snapshot_delete.end");
     if (left)
         *err = why;
     return left ? -1 : 0;

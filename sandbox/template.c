@@ -69,6 +69,7 @@ static int boot(struct build *b, struct err *err)
         return -1;
     if (!vm_wait_ready(b->vm, clock_mono_ms() + m->o.boot_timeout_ms, err))
         return -1;
+    crash_point(NULL, "template.warm");
     if (warm_up(&b->warm, b->vm, WARM_ROUNDS, err) != 0)
         return -1;
     // Each fork begins with a refresh: what that needs is in the guest's caches after one.
@@ -87,6 +88,7 @@ static int stop_and_save(struct build *b, struct err *err)
     struct capture c = {0};
     const struct capture_spec spec = {.ram_bytes = b->o->ram_bytes, .state_fd = b->w.state_fd, .disk_from = -1,
                                       .disk_to = -1, .timeout_ms = QMP_MS};
+    crash_point(NULL, "template.save");
     if (vm_freeze(b->vm, FREEZE_MS, &frozen, err) != 0 || vm_capture(b->vm, &spec, &c, err) != 0)
         return -1;
     capture_free(&c);
@@ -103,6 +105,7 @@ static int keep(struct build *b, struct err *err)
     struct origin *o = b->o;
     struct ram_runs runs = {0};
     struct saved_result r = {0};
+    crash_point(NULL, "template.write");
     if (ram_runs_of_file(o->ram_fd, o->ram_bytes, &runs, err) != 0)
         return -1;
     const uint64_t bytes = ram_runs_bytes(&runs);

@@ -296,10 +296,11 @@ def text_of(result, name="stdout"):
 
 # ---- a server ---------------------------------------------------------------------------------------------------------
 class Server:
-    def __init__(self, name="server", state=None, images=None, env=None, args=()):
+    def __init__(self, name="server", state=None, images=None, env=None, args=(), binary=None):
         self.top = tempfile.mkdtemp(prefix="airlock-test-") if state is None else None
         self.state = state or os.path.join(self.top, "state")
         self.images = images or IMAGES
+        self.binary = binary or BIN
         self.env, self.args = env or {}, list(args)
         os.makedirs(LOGS, exist_ok=True)
         self.log_path = os.path.join(LOGS, name + ".log")
@@ -308,7 +309,7 @@ class Server:
         self.ids = set()
 
     def argv(self, listen="127.0.0.1:0"):
-        return [BIN, "serve", "--listen", listen, "--state-dir", self.state, "--image-dir", self.images,
+        return [self.binary, "serve", "--listen", listen, "--state-dir", self.state, "--image-dir", self.images,
                 "--allow-emulation", *self.args]
 
     def environment(self):
@@ -509,14 +510,16 @@ def deadline(seconds):
 
 
 class Fixtures:
-    """What a test asks for by the names of its arguments: `s` the module's server, `box` a sandbox of the module."""
+    """What a test asks for by the names of its arguments: `s` the module's server, `box` a sandbox of the module. A module
+    with a server of another kind has a function `server(name)`."""
 
-    def __init__(self, name):
-        self.name, self.server, self.shared = name, None, None
+    def __init__(self, name, make):
+        self.name, self.make, self.server, self.shared = name, make, None, None
 
     def s(self):
         if self.server is None:
-            self.server = Server(self.name).start()
+            self.server = self.make(self.name)
+            self.server.start()
         return self.server
 
     def box(self):
@@ -538,7 +541,8 @@ def run_module(module, only=()):
     name = os.path.splitext(os.path.basename(module.__file__))[0]
     tests = [f for n, f in vars(module).items() if n.startswith("test_") and inspect.isfunction(f)]
     tests = [f for f in tests if not only or f.__name__ in only]
-    fixtures = Fixtures(name)
+    make = getattr(module, "server", Server)
+    fixtures = Fixtures(name, make)
     passed = failed = skipped = 0
     signal.signal(signal.SIGALRM, _timeout)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that servers and VMs are ended too
@@ -564,7 +568,7 @@ def run_module(module, only=()):
                 if server and server.process and server.process.poll() is not None:
                     print(f"#   the server is gone ({server.process.returncode}): {server.log_tail()}")
                     fixtures.close()
-                    fixtures = Fixtures(name)
+                    fixtures = Fixtures(name, make)
             else:
                 passed += 1
                 print(f"ok - {title} ({time.monotonic() - began:.1f} s)", flush=True)
