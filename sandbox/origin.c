@@ -221,10 +221,12 @@ static int claim(struct manager *m, const char *key, bool (*stop)(void *), void 
             pthread_mutex_unlock(&os->lock);
             return 1;
         }
-        if (stop && stop(arg)) {
-            pthread_mutex_unlock(&os->lock);
+        pthread_mutex_unlock(&os->lock); // stop takes a sandbox's lock, under which others take ours
+        if (stop && stop(arg))
             return err_set(err, ERR_CONFLICT, "cancelled", "the operation was cancelled");
-        }
+        pthread_mutex_lock(&os->lock);
+        if (find(os, key) != o || o->state != ORIGIN_MAKING)
+            continue; // its end was told meanwhile
         const int64_t until = clock_mono_ms() + 250; // looks at stop again
         const struct timespec ts = {.tv_sec = until / 1000, .tv_nsec = until % 1000 * 1000000};
         (void)pthread_cond_timedwait(&os->changed, &os->lock, &ts);

@@ -289,7 +289,8 @@ static int list_needed(struct manager *m, json_t *needed, struct err *err)
         if (o->state == ORIGIN_READY && o->refs == 1)
             continue; // loaded, but nobody uses it now
         need(needed, o->key);
-        need(needed, o->template_key);
+        if (o->state == ORIGIN_READY) // else who makes it may write there now
+            need(needed, o->template_key);
     }
     pthread_mutex_unlock(&m->origins.lock);
     struct sandbox **all = registry_all(m, &n);
