@@ -299,11 +299,7 @@ static int move_in(struct launch *l, struct pool_entry *e, struct err *err)
         return err_sys(err, errno, "moving a pooled disk");
     s->vm_uid = e->uid;
     e->uid = 0;
-    if (s->reserved_mib > 0) {
-        budget_give(m, e->reserved_mib); // its admission reserved as much
-    } else {
-        s->reserved_mib = e->reserved_mib;
-    }
+    budget_pool_give(m, e->reserved_mib); // its admission reserved as much
     e->reserved_mib = 0;
     begin_vm(s);
     vm_rebind(e->vm, &SANDBOX_VM_CALLBACKS, s);
@@ -373,14 +369,34 @@ static int run_claimed(struct launch *l, struct err *err)
     return failed;
 }
 
+// A VM that was made ahead and does not answer costs its client time, not the sandbox: another is made as if there had been
+// no pool. run_claimed has ended it.
+static bool pooled_failed(struct launch *l, struct err *err)
+{
+    if (op_should_stop(l->s, l->op, NULL))
+        return false;
+    log_warn("sandbox %s: its pooled VM failed: %s (%s); another is made", l->s->id, err->detail, err->code);
+    memset(err, 0, sizeof *err);
+    memset(&l->refreshed, 0, sizeof l->refreshed);
+    origin_unref(l->s->m, l->origin);
+    l->origin = NULL;
+    l->pooled = l->pool_restored = l->continued = l->ran = false;
+    l->boot_path = "cold";
+    l->t_launch_us = l->t_restore_us = l->t_agent_us = 0;
+    return true;
+}
+
 static int run(struct launch *l, struct err *err)
 {
     if (op_should_stop(l->s, l->op, err))
         return -1;
     if (launch_from_pool(l, err) != 0)
         return -1;
-    if (l->pooled)
-        return run_claimed(l, err);
+    if (l->pooled) {
+        const int failed = run_claimed(l, err);
+        if (!failed || !pooled_failed(l, err))
+            return failed;
+    }
     if (stages_run(l->s, l->job, PREPARE, 1, l, err) != 0)
         return -1;
     return l->origin ? stages_run(l->s, l->job, CONTINUE, 3, l, err) : stages_run(l->s, l->job, BOOT, 2, l, err);

@@ -15,9 +15,12 @@ int sandbox_drop_vm(struct sandbox *s, bool end, struct err *err)
 {
     pthread_mutex_lock(&s->lock);
     struct vm *vm = s->vm;
+    struct origin *origin = s->origin; // its memory goes with the VM: a cold or stopped sandbox needs the files alone
     s->vm = NULL;
+    s->origin = NULL;
     s->session = false;
     pthread_mutex_unlock(&s->lock);
+    origin_unref(s->m, origin);
     if (!vm)
         return 0;
     const int failed = end ? vm_end(vm, err) : 0;

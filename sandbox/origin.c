@@ -57,16 +57,36 @@ struct origin *origin_ref(struct manager *m, struct origin *o)
     return o;
 }
 
-void origin_unref(struct manager *m, struct origin *o)
+static void unref(struct manager *m, struct origin *o, bool pool)
 {
     if (!o)
         return;
     pthread_mutex_lock(&m->origins.lock);
     o->used_ms = clock_mono_ms();
+    o->pool_refs -= pool;
     const bool last = --o->refs == 0;
     pthread_mutex_unlock(&m->origins.lock);
     if (last)
         origin_free(o);
+}
+
+void origin_unref(struct manager *m, struct origin *o)
+{
+    unref(m, o, false);
+}
+
+struct origin *origin_pool_ref(struct manager *m, struct origin *o)
+{
+    pthread_mutex_lock(&m->origins.lock);
+    o->refs++;
+    o->pool_refs++;
+    pthread_mutex_unlock(&m->origins.lock);
+    return o;
+}
+
+void origin_pool_unref(struct manager *m, struct origin *o)
+{
+    unref(m, o, true);
 }
 
 int origin_state_open(const struct origin *o, struct err *err)
@@ -108,31 +128,58 @@ void origin_forget(struct manager *m, const char *key)
     origin_unref(m, o);
 }
 
+// Drops the least recently used one where those that nobody uses hold more than that.
+static bool drop_above(struct manager *m, uint64_t most)
+{
+    uint64_t idle = 0;
+    struct origin *oldest = NULL;
+    pthread_mutex_lock(&m->origins.lock);
+    for (struct origin *o = m->origins.list; o; o = o->next) {
+        if (o->state != ORIGIN_READY || o->refs > 1)
+            continue;
+        idle += o->held_bytes;
+        if (!oldest || o->used_ms < oldest->used_ms)
+            oldest = o;
+    }
+    const bool drop = oldest && idle > most;
+    if (drop) {
+        unlink_locked(&m->origins, oldest);
+        m->origins.evicted++;
+    }
+    pthread_mutex_unlock(&m->origins.lock);
+    if (!drop)
+        return false;
+    log_info("template %.20s: dropped from memory", oldest->key);
+    origin_unref(m, oldest);
+    return true;
+}
+
 void origins_trim(struct manager *m)
 {
-    const uint64_t most = (uint64_t)m->o.template_memory_mib << 20;
-    for (;;) {
-        uint64_t idle = 0;
-        struct origin *oldest = NULL;
-        pthread_mutex_lock(&m->origins.lock);
-        for (struct origin *o = m->origins.list; o; o = o->next) {
-            if (o->state != ORIGIN_READY || o->refs > 1)
-                continue;
-            idle += o->held_bytes;
-            if (!oldest || o->used_ms < oldest->used_ms)
-                oldest = o;
-        }
-        const bool drop = oldest && idle > most;
-        if (drop) {
-            unlink_locked(&m->origins, oldest);
-            m->origins.evicted++;
-        }
-        pthread_mutex_unlock(&m->origins.lock);
-        if (!drop)
-            return;
-        log_info("template %.20s: dropped from memory", oldest->key);
-        origin_unref(m, oldest);
-    }
+    while (drop_above(m, (uint64_t)m->o.template_memory_mib << 20))
+        ;
+}
+
+bool origins_give_up(struct manager *m)
+{
+    return drop_above(m, 0);
+}
+
+bool origin_retire(struct manager *m, const char *name, const char *hidden)
+{
+    struct origins *os = &m->origins;
+    struct origin *o;
+    pthread_mutex_lock(&os->lock);
+    for (o = os->list; o && strcmp(template_name(o->key), name) != 0;)
+        o = o->next;
+    const bool used = o && (o->state == ORIGIN_MAKING || o->refs > 1);
+    const bool gone = !used && renameat(os->templates_dirfd, name, os->templates_dirfd, hidden) == 0;
+    if (gone && o)
+        unlink_locked(os, o);
+    pthread_mutex_unlock(&os->lock);
+    if (gone)
+        origin_unref(m, o);
+    return gone;
 }
 
 // Finds a ready one, or puts one into the list that the caller is to make. Waits for who makes it meanwhile.
@@ -174,10 +221,12 @@ static int claim(struct manager *m, const char *key, bool (*stop)(void *), void 
             pthread_mutex_unlock(&os->lock);
             return 1;
         }
-        if (stop && stop(arg)) {
-            pthread_mutex_unlock(&os->lock);
+        pthread_mutex_unlock(&os->lock); // stop takes a sandbox's lock, under which others take ours
+        if (stop && stop(arg))
             return err_set(err, ERR_CONFLICT, "cancelled", "the operation was cancelled");
-        }
+        pthread_mutex_lock(&os->lock);
+        if (find(os, key) != o || o->state != ORIGIN_MAKING)
+            continue; // its end was told meanwhile
         const int64_t until = clock_mono_ms() + 250; // looks at stop again
         const struct timespec ts = {.tv_sec = until / 1000, .tv_nsec = until % 1000 * 1000000};
         (void)pthread_cond_timedwait(&os->changed, &os->lock, &ts);
@@ -277,7 +326,10 @@ static int claim_untouched(struct manager *m, const char *key, int parent_dirfd,
 static int claim_template(struct manager *m, const char *key, bool (*stop)(void *), void *arg, struct origin **ret,
                           struct err *err)
 {
-    return claim_untouched(m, key, m->origins.templates_dirfd, template_name(key), stop, arg, ret, err);
+    const int claimed = claim_untouched(m, key, m->origins.templates_dirfd, template_name(key), stop, arg, ret, err);
+    if (claimed == 0) // used now: eviction goes by it
+        (void)utimensat(m->origins.templates_dirfd, template_name(key), NULL, 0);
+    return claimed;
 }
 
 int origin_template(struct manager *m, const struct machine_parts *parts, bool (*stop)(void *), void *arg,

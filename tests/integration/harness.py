@@ -212,6 +212,25 @@ def vm_pids(sandbox_ids):
     return found
 
 
+def disks(state):
+    """{pid: (folder, name)} of every QEMU that has a disk below a state directory open: ("sandboxes", id), ("pool", name) or
+    ("templates", key). One that was made ahead keeps its first name in its command line; its disk says whose it is."""
+    found = {}
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{pid}/cmdline", "rb") as f:
+                if b"\0-name\0sbx" not in f.read():
+                    continue
+            links = [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")]
+        except OSError:
+            continue
+        for link in links:
+            if link.startswith(state + "/") and "/disk.raw" in link:
+                folder, name = link[len(state) + 1:].split("/")[:2]
+                found[int(pid)] = (folder, name)
+    return found
+
+
 def qemu_pid(sandbox_id):
     pids = [p for p, words in vm_pids([sandbox_id]).items() if "qemu" in os.path.basename(words[0])]
     assert len(pids) == 1, f"{len(pids)} QEMU processes of {sandbox_id}"
@@ -369,6 +388,10 @@ class Server:
         self.process.terminate()
         return self.process.wait(30)
 
+    def vms(self, folder="sandboxes"):
+        """{name: pid} of this server's QEMUs: of sandboxes, of the "pool", or "templates" in the making."""
+        return {name: pid for pid, (where, name) in disks(self.state).items() if where == folder}
+
     def sandbox_ids(self):
         ids = set(self.ids)
         for sub in ("sandboxes", "run"):
@@ -386,7 +409,7 @@ class Server:
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 self.process.wait(10)
-        left = vm_pids(self.sandbox_ids())
+        left = list({**vm_pids(self.sandbox_ids()), **disks(self.state)})
         for pid in left:
             try:
                 os.kill(pid, signal.SIGKILL)
