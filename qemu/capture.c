@@ -91,11 +91,11 @@ static int in_pause(struct vm *vm, const struct ram_guest *g, const struct captu
 {
     struct disk_copy disk = {.spec = spec};
     pthread_t thread;
-    const bool here = spec->disk_to >= 0 && c->disk.fdset == 0;
+    const bool here = spec->disk_to >= 0 && !c->disk.open;
     const bool aside = here && pthread_create(&thread, NULL, copy_disk, &disk) == 0;
     const int64_t t = c->disk_began_us = clock_mono_us();
     step(spec, "save");
-    int failed = c->disk.fdset ? disk_job_start(vm, &c->disk, err) : 0;
+    int failed = c->disk.open ? disk_job_start(vm, &c->disk, err) : 0;
     if (!failed)
         failed = vm_save_state(vm, spec->state_fd, spec->timeout_ms, err);
     c->save_us = clock_mono_us() - t;
@@ -127,7 +127,7 @@ static int prepare_disk(struct vm *vm, const struct capture_spec *spec, bool was
 
 int vm_capture_disk(struct vm *vm, struct capture *c, struct err *err)
 {
-    if (c->disk.fdset == 0)
+    if (!c->disk.open)
         return 0;
     const int failed = disk_job_wait(vm, &c->disk, err);
     c->disk_us = clock_mono_us() - c->disk_began_us;
@@ -164,6 +164,8 @@ int vm_capture(struct vm *vm, const struct capture_spec *spec, struct capture *r
         c.paused_us = clock_mono_us() - t;
     }
     ram_guest_close(&g);
+    if (!vm_is_paused(vm))
+        vm_save_done(vm);
     if (failed) {
         disk_job_close(vm, &c.disk);
         capture_free(&c);

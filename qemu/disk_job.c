@@ -119,7 +119,7 @@ int disk_job_open(struct vm *vm, int to_fd, uint64_t bytes, struct disk_job *ret
     if (ftruncate(to_fd, (off_t)bytes) != 0)
         return err_sys(err, errno, "making a copy of a disk");
     CLEANUP_JSON json_t *set = vm_qmp_fd(vm, "add-fd", json_object(), to_fd, QMP_MS, err);
-    struct disk_job j = {.fdset = set ? json_get_int(set, "fdset-id", 0) : 0};
+    struct disk_job j = {.open = true, .fdset = json_get_int(set, "fdset-id", 0)};
     if (!set)
         return -1;
     int failed = add_node(vm, j.fdset, err);
@@ -168,7 +168,7 @@ int disk_job_wait(struct vm *vm, struct disk_job *j, struct err *err)
 void disk_job_close(struct vm *vm, struct disk_job *j)
 {
     struct err err = {0};
-    if (j->fdset == 0)
+    if (!j->open)
         return;
     if (j->started)
         end(vm);

@@ -9,8 +9,8 @@
 #include "qemu/vm.h"
 
 struct disk_job {
-    int64_t fdset;    // 0: nothing is open
-    bool started;
+    int64_t fdset;    // QEMU's number, from 0
+    bool open, started;
 };
 
 // Opens the target: to_fd, read-write, is made as long as `bytes`. Ends what an earlier server left of a copy.

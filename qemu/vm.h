@@ -137,6 +137,8 @@ void vm_background(struct vm *vm, bool on);
 
 // Device state of a stopped VM into a file (written from its start). Blocking.
 int vm_save_state(struct vm *vm, int fd, int timeout_ms, struct err *err);
+// Once the VM runs again: what vm_save_state gave to QEMU is closed there.
+void vm_save_done(struct vm *vm);
 // QEMU's process and what its memory is, for ram.h.
 pid_t vm_pid(const struct vm *vm);
 pid_t vm_outer_pid(const struct vm *vm);

@@ -4,7 +4,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/resource.h>
+#include <sys/sendfile.h>
+#include <sys/stat.h>
 #include <dirent.h>
 #include <time.h>
 #include <unistd.h>
@@ -18,6 +21,7 @@
 
 #define QMP_MS 10000
 #define BACKGROUND_NICE 19
+#define STATE_OPAQUE "airlock-state"
 
 // Waits for vm->changed, which broadcasts; false when the time is up. Under vm->lock.
 static bool wait_changed(struct vm *vm, int64_t deadline_mono_ms)
@@ -141,24 +145,50 @@ int vm_restore(struct vm *vm, int state_fd, int timeout_ms, struct err *err)
     }
 }
 
+static int copy_state(int from, int to, struct err *err)
+{
+    struct stat st;
+    off_t at = 0;
+    if (fstat(from, &st) != 0)
+        return err_sys(err, errno, "reading device state");
+    while (at < st.st_size)
+        if (sendfile(to, from, &at, (size_t)(st.st_size - at)) <= 0)
+            return err_sys(err, errno, "writing device state");
+    return 0;
+}
+
+// By way of a file in memory: QEMU closes a descriptor that it was given only while the guest runs (monitor/fds.c), and has no
+// business with what is kept.
 int vm_save_state(struct vm *vm, int fd, int timeout_ms, struct err *err)
 {
     char path[64];
+    CLEANUP_FD int memory = memfd_create("airlock-state", MFD_CLOEXEC);
     // Opened again: QEMU matches access modes, and wants to write only.
-    snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
-    CLEANUP_FD int out = open(path, O_WRONLY | O_CLOEXEC);
+    snprintf(path, sizeof path, "/proc/self/fd/%d", memory);
+    CLEANUP_FD int out = memory < 0 ? -1 : open(path, O_WRONLY | O_CLOEXEC);
     if (out < 0)
-        return err_sys(err, errno, "opening a state file");
-    CLEANUP_JSON json_t *set = vm_qmp_fd(vm, "add-fd", json_object(), out, timeout_ms, err);
+        return err_sys(err, errno, "making a file for device state");
+    CLEANUP_JSON json_t *set = vm_qmp_fd(vm, "add-fd", json_pack("{s:s}", "opaque", STATE_OPAQUE), out, timeout_ms, err);
     if (!set)
         return -1;
     const json_int_t id = json_integer_value(json_object_get(set, "fdset-id"));
     snprintf(path, sizeof path, "/dev/fdset/%lld", (long long)id);
     // live=false: the drives stay active, because this VM goes on.
     const int failed = ask(vm, "xen-save-devices-state", json_pack("{s:s, s:b}", "filename", path, "live", 0), timeout_ms, err);
-    struct err ignored = {0};
-    (void)ask(vm, "remove-fd", json_pack("{s:I}", "fdset-id", id), timeout_ms, &ignored);
-    return failed;
+    return failed ? -1 : copy_state(memory, fd, err);
+}
+
+void vm_save_done(struct vm *vm)
+{
+    struct err err = {0};
+    size_t i;
+    json_t *set;
+    CLEANUP_JSON json_t *sets = vm_qmp(vm, "query-fdsets", NULL, QMP_MS, &err);
+    json_array_foreach(sets, i, set) {
+        const char *opaque = json_get_str(json_array_get(json_object_get(set, "fds"), 0), "opaque");
+        if (opaque && strcmp(opaque, STATE_OPAQUE) == 0)
+            (void)ask(vm, "remove-fd", json_pack("{s:I}", "fdset-id", (json_int_t)json_get_int(set, "fdset-id", -1)), QMP_MS, &err);
+    }
 }
 
 pid_t vm_pid(const struct vm *vm)

@@ -99,6 +99,22 @@ static int copy_pieces(struct spool_reader *r, struct spool *to, const uint64_t 
     return 0;
 }
 
+// What a stream produced past its cap was counted there, and is here. All else has to be there.
+static int count_dropped(struct spool *to, const uint64_t limit[2], struct err *err)
+{
+    struct spool_state st;
+    spool_state(to, &st);
+    for (unsigned i = 0; i < 2; i++) {
+        const uint64_t most = limit[i] < LIMIT_SPOOL_STREAM_BYTES ? limit[i] : LIMIT_SPOOL_STREAM_BYTES;
+        const struct spool_piece past = {.stream = i, .offset = most, .data = "", .len = limit[i] - most};
+        if (st.kept[i] != most)
+            return err_set(err, ERR_INTERNAL, "spool_short", "the output of a command is not all there");
+        if (past.len > 0 && spool_write(to, &past, 1, err) != 0)
+            return -1;
+    }
+    return 0;
+}
+
 static int copy_spool(int from_dirfd, const char *from, int to_dirfd, const char *to, const json_t *command, struct err *err)
 {
     const uint64_t limit[2] = {(uint64_t)json_get_int(command, "stdout_bytes", 0),
@@ -107,7 +123,7 @@ static int copy_spool(int from_dirfd, const char *from, int to_dirfd, const char
         return 0;
     struct spool_reader *r = spool_reader_open(from_dirfd, from, err);
     struct spool *sp = r ? spool_open(to_dirfd, to, err) : NULL;
-    const int failed = sp ? copy_pieces(r, sp, limit, err) : -1;
+    const int failed = sp && copy_pieces(r, sp, limit, err) == 0 ? count_dropped(sp, limit, err) : -1;
     spool_close(sp);
     spool_reader_close(r);
     return failed;

@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #include "sandbox/carry.h"
+#include "sandbox/disk.h"
 #include "sandbox/launch.h"
 
 #define REFRESH_MS 5000
@@ -209,6 +210,7 @@ static void row_cold(struct sandbox_row *row, const struct moment *mo, const str
 {
     CLEANUP_JSON json_t *o = json_object();
     json_put_str(o, "template", mo->base.template_key);
+    json_put_str(o, "template_manifest", mo->base.template_manifest);
     json_put_str(o, "cold_manifest", r->manifest_sha256);
     json_put_int(o, "cold_epoch", row->generation);
     free(row->origin_json);
@@ -220,8 +222,11 @@ static int cold_write(struct sandbox *s, struct saved_writer *w, const struct mo
 {
     CLEANUP_JSON json_t *machine = machine_of_row(s->m, row, err);
     const struct saved_facts f = {.kind = "cold", .id = s->id, .epoch = row->generation,
-                                  .template_key = mo->base.template_key, .machine = machine, .commands = mo->commands};
-    if (!machine || saved_finish(w, &f, &mo->capture.runs, mo->capture.pages, r, err) != 0)
+                                  .template_key = mo->base.template_key,
+                                  .template_manifest = mo->base.template_manifest, .machine = machine,
+                                  .commands = mo->commands};
+    w->own_disk_fd = disk_open(s->dirfd, err); // it stands still, as the memory does
+    if (!machine || w->own_disk_fd < 0 || saved_finish(w, &f, &mo->capture.runs, mo->capture.pages, r, err) != 0)
         return -1;
     row_cold(row, mo, r);
     return 0;
@@ -267,7 +272,9 @@ void cold_run(struct sandbox *s, struct op *op)
         op_done(op, s, &err);
         return;
     }
-    int failed = saved_begin(s->m->store, s->dirfd, "cold", false, &w, &err);
+    int failed = machine_fits(s, &err);
+    if (!failed)
+        failed = saved_begin(s->m->store, s->dirfd, "cold", false, &w, &err);
     if (!failed)
         failed = moment_take(s, w.state_fd, -1, false, &mo, &err);
     struct sandbox_row row = {0};
@@ -320,7 +327,12 @@ int cold_load(struct sandbox *s, const struct sandbox_row *row, const struct mac
         saved_mismatch(mismatches, "manifest", "present", "missing");
         return saved_refuse(mismatches, err);
     }
-    const int failed = saved_origin(s->m, &files, machine, false, mismatches, ret, err);
+    CLEANUP_FD int disk = disk_open(s->dirfd, err);
+    int failed = disk < 0 ? -1 : 0;
+    if (!failed && json_array_size(mismatches) == 0)
+        failed = saved_verify_own_disk(&files, disk, mismatches, err);
+    if (!failed)
+        failed = saved_origin(s->m, &files, machine, false, mismatches, ret, err);
     saved_close(&files);
     return failed;
 }

@@ -11,13 +11,17 @@
 // What a sandbox's memory differs from, for a capture.
 struct base {
     struct ram_runs runs;              // owned
-    char template_key[DIGEST_TEXT_MAX];
+    char template_key[DIGEST_TEXT_MAX], template_manifest[DIGEST_TEXT_MAX]; // origin.h
 };
+// snapshot_mismatch where that is not there as it was: what is saved now could not be continued.
 int base_of(struct sandbox *s, struct base *ret, struct err *err);
 void base_free(struct base *b);
 
-// The machine that a sandbox is, by its row and this host.
+// The machine that a sandbox is: of its VM as it was launched, which may be by another QEMU than this server's; without one by
+// its row and this host.
 json_t *machine_of_row(struct manager *m, const struct sandbox_row *row, struct err *err); // new
+// What the sandbox's VM saves now can be continued by this server. Else snapshot_mismatch with the fields named.
+int machine_fits(struct sandbox *s, struct err *err);
 
 // Turns mismatches into the error: 409 snapshot_mismatch naming each. 0 where there is none.
 int saved_refuse(const json_t *mismatches, struct err *err);

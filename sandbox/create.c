@@ -65,14 +65,30 @@ static const char *failure_reason(const struct err *err)
     return *err->code ? err->code : err_kind_name(err->kind);
 }
 
+// A restore that was refused before anything began leaves no sandbox.
+static bool refused(struct launch *l, const struct err *why)
+{
+    struct err err = {0};
+    if (l->kind != LAUNCH_RESTORE || l->vm || why->kind != ERR_SNAPSHOT_MISMATCH)
+        return false;
+    CLEANUP_JSON json_t *report = json_pack("{s:[],s:[],s:[]}", "erased", "retained", "failed");
+    if (sandbox_erase(l->s, report, true, &err) != 0)
+        log_warn("sandbox %s: %s", l->s->id, err.detail);
+    free(l->row.deletion_json);
+    l->row.deletion_json = json_dumps(report, JSON_COMPACT);
+    l->row.destroyed_at_ms = clock_wall_ms();
+    return true;
+}
+
 static void commit_failed(struct launch *l, const struct err *why)
 {
     struct sandbox *s = l->s;
     struct err err = {0};
     const int from = l->row.state;
+    const bool none = refused(l, why);
     atomic_fetch_add(&s->m->boot_failures, 1);
     log_warn("sandbox %s: %s failed: %s (%s) %s", s->id, l->op->name, why->detail, why->code, why->internal);
-    l->row.state = SANDBOX_FAILED;
+    l->row.state = none ? SANDBOX_DESTROYED : SANDBOX_FAILED;
     snprintf(l->row.state_reason, sizeof l->row.state_reason, "%s", failure_reason(why));
     l->row.generation++;
     l->row.updated_at_ms = clock_wall_ms();
@@ -87,6 +103,8 @@ static void commit_failed(struct launch *l, const struct err *why)
         log_error("sandbox %s: the failure could not be recorded: %s", s->id, err.internal);
     else
         sandbox_publish(s, &l->row);
+    if (none)
+        registry_remove(s->m, s);
     op_done(l->op, s, why);
 }
 

@@ -383,13 +383,15 @@ static int copy_base(struct sandbox *s, struct origin *o, struct err *err)
     struct origin *base = NULL;
     if (base_of(s, &b, err) != 0)
         return -1;
+    CLEANUP_JSON json_t *mismatches = json_array();
     snprintf(o->template_key, sizeof o->template_key, "%s", b.template_key);
+    snprintf(o->template_manifest, sizeof o->template_manifest, "%s", b.template_manifest);
     int failed = 0;
     if (*b.template_key)
-        failed = origin_by_key(s->m, b.template_key, &base, err);
+        failed = origin_base(s->m, b.template_key, b.template_manifest, &base, mismatches, err);
     base_free(&b);
-    if (failed && err->kind == ERR_NOT_FOUND)
-        err_set(err, ERR_SNAPSHOT_MISMATCH, "snapshot_mismatch", "the sandbox's template is not there: template");
+    if (!failed)
+        failed = saved_refuse(mismatches, err);
     if (base)
         failed = ram_copy(base->ram_fd, o->ram_fd, o->ram_bytes, err);
     origin_unref(s->m, base);
@@ -406,6 +408,8 @@ static int unnamed(struct manager *m, struct err *err)
 static int capture_source(struct sandbox *s, struct fork_group *g, struct err *err)
 {
     struct moment mo = {0};
+    if (machine_fits(s, err) != 0)
+        return -1;
     struct origin *o = g->origin = origin_new();
     if (!o)
         return err_set(err, ERR_INTERNAL, "out_of_memory", "out of memory");

@@ -84,14 +84,22 @@ static int make_disk(struct launch *l, struct err *err)
                      : disk_make(s->m->o.state_dirfd, s->dirfd, l->row.disk_mib, err);
 }
 
-// What a later snapshot must contain beside what this VM changes: kept beside the disk, for a server that is restarted.
+// What a later snapshot must contain beside what this VM changes: kept beside the disk, for a server that is restarted. The row
+// has its digest.
 static int keep_base(struct launch *l, struct err *err)
 {
+    uint8_t hash[SHA256_BYTES];
     (void)unlinkat(l->s->dirfd, "base.runs", 0);
+    l->base_runs[0] = 0;
     if (!l->origin || l->origin->runs.n == 0)
         return 0;
     CLEANUP_FD int fd = openat(l->s->dirfd, "base.runs", O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
-    return fd < 0 ? err_sys(err, errno, "keeping what a sandbox is based on") : ram_runs_save(fd, &l->origin->runs, err);
+    if (fd < 0)
+        return err_sys(err, errno, "keeping what a sandbox is based on");
+    if (ram_runs_save(fd, &l->origin->runs, err) != 0 || crypto_sha256_fd(fd, hash, NULL, err) != 0)
+        return -1;
+    crypto_digest_text(hash, l->base_runs);
+    return 0;
 }
 
 static int stage_prepare(void *arg, struct err *err)
@@ -125,6 +133,17 @@ static void describe_origin(struct launch *l)
         return;
     CLEANUP_JSON json_t *o = json_object();
     json_put_str(o, "template", l->origin->template_key);
+    json_put_str(o, "template_manifest", l->origin->template_manifest);
+    json_put_str(o, "base_runs", *l->base_runs ? l->base_runs : NULL);
+    l->row.origin_json = json_dumps(o, JSON_COMPACT);
+}
+
+// The row of a cold sandbox that comes back still names the files which it may have to go back to.
+static void add_base_runs(struct launch *l)
+{
+    CLEANUP_JSON json_t *o = l->row.origin_json ? json_loads(l->row.origin_json, 0, NULL) : NULL;
+    json_put_str(o, "base_runs", *l->base_runs ? l->base_runs : NULL);
+    free(l->row.origin_json);
     l->row.origin_json = json_dumps(o, JSON_COMPACT);
 }
 
@@ -135,10 +154,14 @@ static int journal_runtime(struct launch *l, struct err *err)
     if (!runtime)
         return err_set(err, ERR_INTERNAL, "out_of_memory", "out of memory");
     crash_point(l->s, "journal");
+    const struct machine_parts parts = parts_of(l);
     json_put_int(runtime, "jail_uid", l->s->vm_uid);
+    json_put(runtime, "machine", machine_of(&parts));
     free(l->row.runtime_json);
     l->row.runtime_json = json_dumps(runtime, JSON_COMPACT);
-    if (l->kind != LAUNCH_WAKE) // whose row still names the files it may have to go back to
+    if (l->kind == LAUNCH_WAKE)
+        add_base_runs(l);
+    else
         describe_origin(l);
     const struct change c = {.update = &l->row, .job_update = l->journal_job ? l->job : NULL, .continued = l->commands,
                              .n_continued = l->n_commands};

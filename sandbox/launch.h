@@ -22,6 +22,7 @@ struct launch {
     const char *boot_path;       // "cold", "template", "pool", "snapshot", "fork"
     struct image_runtime runtime;
     struct origin *origin;       // NULL: boots
+    char base_runs[DIGEST_TEXT_MAX]; // of the file that keep_base wrote; "" for none
     int kernel_fd, initrd_fd, root_fd, disk_fd;
     struct vm *vm;               // set while the sandbox has it
     bool continued;              // from an origin, also where an earlier server did it

@@ -15,15 +15,44 @@
 #define GUEST_DISK_FULL_PERCENT 95 // a guest that cannot write cannot be trusted to come back in order
 
 // ---- what memory differs from ---------------------------------------------------------------------------------------
+static int base_refuse(const char *what, struct err *err)
+{
+    err_set(err, ERR_SNAPSHOT_MISMATCH, "snapshot_mismatch", "what the sandbox began from is not there as it was: %s", what);
+    err_remedy(err, "put it back; until then the sandbox runs on, and cannot be saved or forked");
+    return err_field(err, what, "missing or different");
+}
+
+// Pages that an origin had beside its template: kept by launch.c.
+static int base_load(int dirfd, const char *digest, uint64_t bytes, struct ram_runs *ret, struct err *err)
+{
+    uint8_t hash[SHA256_BYTES];
+    char found[DIGEST_TEXT_MAX];
+    CLEANUP_FD int fd = openat(dirfd, "base.runs", O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+    if (fd < 0 && errno != ENOENT)
+        return err_sys(err, errno, "reading what a sandbox is based on");
+    if (fd >= 0 && crypto_sha256_fd(fd, hash, NULL, err) != 0)
+        return -1;
+    if (fd < 0 || strcmp(crypto_digest_text(hash, found), digest) != 0)
+        return base_refuse("base.runs", err);
+    return ram_runs_load(fd, bytes, ret, err);
+}
+
 static int base_from_file(struct sandbox *s, const struct sandbox_row *row, struct base *b, struct err *err)
 {
     CLEANUP_JSON json_t *o = row->origin_json ? json_loads(row->origin_json, 0, NULL) : NULL;
-    const char *key = json_get_str(o, "template");
+    const char *key = json_get_str(o, "template"), *manifest = json_get_str(o, "template_manifest");
+    const char *runs = json_get_str(o, "base_runs");
     snprintf(b->template_key, sizeof b->template_key, "%s", key ? key : "");
-    CLEANUP_FD int fd = openat(s->dirfd, "base.runs", O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
-    if (fd < 0)
-        return errno == ENOENT ? 0 : err_sys(err, errno, "reading what a sandbox is based on");
-    return ram_runs_load(fd, (uint64_t)row->memory_mib << 20, &b->runs, err);
+    snprintf(b->template_manifest, sizeof b->template_manifest, "%s", manifest ? manifest : "");
+    return runs ? base_load(s->dirfd, runs, (uint64_t)row->memory_mib << 20, &b->runs, err) : 0;
+}
+
+static int check_template(struct manager *m, const struct base *b, struct err *err)
+{
+    CLEANUP_JSON json_t *mismatches = json_array();
+    if (*b->template_key && template_check(m, b->template_key, b->template_manifest, mismatches, err) != 0)
+        return -1;
+    return json_array_size(mismatches) == 0 ? 0 : base_refuse("template", err);
 }
 
 int base_of(struct sandbox *s, struct base *ret, struct err *err)
@@ -36,6 +65,7 @@ int base_of(struct sandbox *s, struct base *ret, struct err *err)
     if (o) {
         const struct ram_runs none = {0};
         snprintf(b.template_key, sizeof b.template_key, "%s", o->template_key);
+        snprintf(b.template_manifest, sizeof b.template_manifest, "%s", o->template_manifest);
         failed = ram_runs_union(&o->runs, &none, &b.runs) != 0 ? err_sys(err, ENOMEM, "listing pages") : 0;
     } else {
         struct sandbox_info *view = sandbox_view(s);
@@ -43,6 +73,8 @@ int base_of(struct sandbox *s, struct base *ret, struct err *err)
         sandbox_info_unref(view);
     }
     origin_unref(s->m, o);
+    if (!failed)
+        failed = check_template(s->m, &b, err);
     if (failed)
         base_free(&b);
     else
@@ -55,7 +87,7 @@ void base_free(struct base *b)
     ram_runs_free(&b->runs);
 }
 
-json_t *machine_of_row(struct manager *m, const struct sandbox_row *row, struct err *err)
+static json_t *machine_here(struct manager *m, const struct sandbox_row *row, struct err *err)
 {
     struct image_runtime runtime;
     if (images_runtime(m->images, &runtime, err) != 0)
@@ -68,6 +100,25 @@ json_t *machine_of_row(struct manager *m, const struct sandbox_row *row, struct 
                                         .vcpus = row->vcpus, .memory_mib = row->memory_mib, .disk_mib = row->disk_mib,
                                         .tsc_khz = m->host.tsc_khz};
     return machine_of(&parts);
+}
+
+json_t *machine_of_row(struct manager *m, const struct sandbox_row *row, struct err *err)
+{
+    CLEANUP_JSON json_t *runtime = row->runtime_json ? json_loads(row->runtime_json, 0, NULL) : NULL;
+    json_t *launched = json_object_get(runtime, "machine");
+    return launched ? json_incref(launched) : machine_here(m, row, err);
+}
+
+int machine_fits(struct sandbox *s, struct err *err)
+{
+    struct sandbox_info *view = sandbox_view(s);
+    CLEANUP_JSON json_t *mismatches = json_array();
+    CLEANUP_JSON json_t *here = machine_here(s->m, &view->row, err), *its = here ? machine_of_row(s->m, &view->row, err) : NULL;
+    sandbox_info_unref(view);
+    if (!its)
+        return -1;
+    machine_compare(its, here, mismatches);
+    return saved_refuse(mismatches, err);
 }
 
 // ---- taking -----------------------------------------------------------------------------------------------------------
@@ -184,16 +235,14 @@ static int load_disk(const struct saved *s, struct origin *o, json_t *mismatches
 
 static int load_memory(struct manager *m, const struct saved *s, struct origin *o, json_t *mismatches, struct err *err)
 {
-    const char *key = json_get_str(s->manifest, "template");
+    const char *key = json_get_str(s->manifest, "template"), *manifest = json_get_str(s->manifest, "template_manifest");
     struct origin *base = NULL;
-    if (key && *key && origin_by_key(m, key, &base, err) != 0) {
-        if (err->kind != ERR_NOT_FOUND)
-            return -1;
-        memset(err, 0, sizeof *err);
-        saved_mismatch(mismatches, "template", key, "missing");
+    if (key && *key && origin_base(m, key, manifest ? manifest : "", &base, mismatches, err) != 0)
+        return -1;
+    if (json_array_size(mismatches) > 0)
         return 0;
-    }
     snprintf(o->template_key, sizeof o->template_key, "%s", key ? key : "");
+    snprintf(o->template_manifest, sizeof o->template_manifest, "%s", manifest ? manifest : "");
     o->ram_fd = ram_new(o->ram_bytes, err);
     int failed = o->ram_fd < 0 || (base && ram_copy(base->ram_fd, o->ram_fd, o->ram_bytes, err) != 0);
     origin_unref(m, base);
@@ -209,7 +258,8 @@ int saved_origin(struct manager *m, const struct saved *s, const json_t *machine
     struct origin *o = origin_new();
     if (!o)
         return err_set(err, ERR_INTERNAL, "out_of_memory", "out of memory");
-    machine_compare(json_object_get(s->manifest, "machine"), machine, mismatches);
+    if (json_array_size(mismatches) == 0)
+        machine_compare(json_object_get(s->manifest, "machine"), machine, mismatches);
     o->ram_bytes = (uint64_t)json_get_int(machine, "memory_mib", 0) << 20;
     // Only what is in order so far is worth reading; nothing of it is used where something is not.
     int failed = saved_refuse(mismatches, err);
@@ -217,6 +267,8 @@ int saved_origin(struct manager *m, const struct saved *s, const json_t *machine
         failed = load_memory(m, s, o, mismatches, err);
     if (!failed && with_disk)
         failed = load_disk(s, o, mismatches, err);
+    if (!failed)
+        failed = saved_verify_rest(s, mismatches, err);
     if (!failed)
         failed = saved_refuse(mismatches, err);
     if (failed)

@@ -154,6 +154,18 @@ static bool drop_above(struct manager *m, uint64_t most)
     return true;
 }
 
+// That one alone: another may have taken its place.
+static void origin_drop(struct manager *m, struct origin *o)
+{
+    pthread_mutex_lock(&m->origins.lock);
+    const bool there = find(&m->origins, o->key) == o;
+    if (there)
+        unlink_locked(&m->origins, o);
+    pthread_mutex_unlock(&m->origins.lock);
+    if (there)
+        origin_unref(m, o);
+}
+
 void origins_trim(struct manager *m)
 {
     while (drop_above(m, (uint64_t)m->o.template_memory_mib << 20))
@@ -183,20 +195,29 @@ bool origin_retire(struct manager *m, const char *name, const char *hidden)
 }
 
 // Finds a ready one, or puts one into the list that the caller is to make. Waits for who makes it meanwhile.
+struct ask {
+    const char *key;
+    int parent_dirfd;
+    const char *name;                  // of its directory there
+    bool again;                        // also one that could not be made a moment ago: it may be there now
+    bool (*stop)(void *arg);           // NULL: never
+    void *arg;
+};
+
 // 0: *ret referenced, ready; 1: *ret (the cache's) is the caller's to make; -1: it failed lately, or waiting was stopped.
-static int claim(struct manager *m, const char *key, bool (*stop)(void *), void *arg, struct origin **ret, struct err *err)
+static int claim(struct manager *m, const struct ask *a, struct origin **ret, struct err *err)
 {
     struct origins *os = &m->origins;
     pthread_mutex_lock(&os->lock);
     for (;;) {
-        struct origin *o = find(os, key);
+        struct origin *o = find(os, a->key);
         if (!o) {
             o = origin_new();
             if (!o) {
                 pthread_mutex_unlock(&os->lock);
                 return err_set(err, ERR_INTERNAL, "out_of_memory", "out of memory");
             }
-            snprintf(o->key, sizeof o->key, "%s", key);
+            snprintf(o->key, sizeof o->key, "%s", a->key);
             o->next = os->list;
             os->list = o;
             *ret = o;
@@ -210,7 +231,7 @@ static int claim(struct manager *m, const char *key, bool (*stop)(void *), void 
             pthread_mutex_unlock(&os->lock);
             return 0;
         }
-        if (o->state == ORIGIN_FAILED && clock_mono_ms() < o->retry_ms && id_valid(ID_SNAPSHOT, key) == false) {
+        if (o->state == ORIGIN_FAILED && clock_mono_ms() < o->retry_ms && !a->again) {
             *err = o->err;
             pthread_mutex_unlock(&os->lock);
             return -1;
@@ -222,10 +243,10 @@ static int claim(struct manager *m, const char *key, bool (*stop)(void *), void 
             return 1;
         }
         pthread_mutex_unlock(&os->lock); // stop takes a sandbox's lock, under which others take ours
-        if (stop && stop(arg))
+        if (a->stop && a->stop(a->arg))
             return err_set(err, ERR_CONFLICT, "cancelled", "the operation was cancelled");
         pthread_mutex_lock(&os->lock);
-        if (find(os, key) != o || o->state != ORIGIN_MAKING)
+        if (find(os, a->key) != o || o->state != ORIGIN_MAKING)
             continue; // its end was told meanwhile
         const int64_t until = clock_mono_ms() + 250; // looks at stop again
         const struct timespec ts = {.tv_sec = until / 1000, .tv_nsec = until % 1000 * 1000000};
@@ -309,26 +330,33 @@ static bool touched(int parent_dirfd, const char *name, const struct origin *o)
     return memcmp(&now, &o->signature, sizeof now) != 0;
 }
 
-// claim, but an origin whose files were touched since they were checked is none: it is loaded, and checked, again.
-static int claim_untouched(struct manager *m, const char *key, int parent_dirfd, const char *name, bool (*stop)(void *),
-                           void *arg, struct origin **ret, struct err *err)
+bool origin_current(struct manager *m, const char *key, const char *manifest)
 {
-    const int claimed = claim(m, key, stop, arg, ret, err);
-    if (claimed != 0 || !touched(parent_dirfd, name, *ret))
-        return claimed;
-    log_warn("origin %.20s: its files were touched; they are checked again", key);
-    origin_forget(m, key);
-    origin_unref(m, *ret);
-    *ret = NULL;
-    return claim(m, key, stop, arg, ret, err);
+    pthread_mutex_lock(&m->origins.lock);
+    struct origin *o = find(&m->origins, key);
+    const bool is = o && o->state == ORIGIN_READY && strcmp(o->template_manifest, manifest) == 0;
+    o = is ? o : NULL;
+    if (o)
+        o->refs++;
+    pthread_mutex_unlock(&m->origins.lock);
+    const bool current = is && !touched(m->origins.templates_dirfd, template_name(key), o);
+    origin_unref(m, o);
+    return current;
 }
 
-static int claim_template(struct manager *m, const char *key, bool (*stop)(void *), void *arg, struct origin **ret,
-                          struct err *err)
+// claim, but an origin whose files were touched since they were checked is none: it is loaded, and checked, again.
+static int claim_untouched(struct manager *m, const struct ask *a, struct origin **ret, struct err *err)
 {
-    const int claimed = claim_untouched(m, key, m->origins.templates_dirfd, template_name(key), stop, arg, ret, err);
-    if (claimed == 0) // used now: eviction goes by it
-        (void)utimensat(m->origins.templates_dirfd, template_name(key), NULL, 0);
+    int claimed = claim(m, a, ret, err);
+    if (claimed == 0 && touched(a->parent_dirfd, a->name, *ret)) {
+        log_warn("origin %.20s: its files were touched; they are checked again", a->key);
+        origin_drop(m, *ret);
+        origin_unref(m, *ret);
+        *ret = NULL;
+        claimed = claim(m, a, ret, err);
+    }
+    if (claimed == 0 && a->parent_dirfd == m->origins.templates_dirfd) // used now: eviction goes by it
+        (void)utimensat(a->parent_dirfd, a->name, NULL, 0);
     return claimed;
 }
 
@@ -340,7 +368,9 @@ int origin_template(struct manager *m, const struct machine_parts *parts, bool (
     if (!machine_key(machine, key))
         return err_set(err, ERR_INTERNAL, "out_of_memory", "out of memory");
     struct origin *o = NULL;
-    const int claimed = claim_template(m, key, stop, arg, &o, err);
+    const struct ask ask = {.key = key, .parent_dirfd = m->origins.templates_dirfd, .name = template_name(key), .stop = stop,
+                            .arg = arg};
+    const int claimed = claim_untouched(m, &ask, &o, err);
     if (claimed == 0)
         *ret = o;
     if (claimed <= 0)
@@ -352,30 +382,51 @@ int origin_template(struct manager *m, const struct machine_parts *parts, bool (
         *ret = o;
         return 0;
     }
-    if (loaded > 0 && make_aside(m, parts, o, &load_err) == 0)
+    const bool keep = loaded == TEMPLATE_DAMAGED && template_needed(m, key);
+    if (keep) {
+        log_warn_limited("template %.20s: it is damaged, and needed: it is not made anew, and sandboxes boot", key);
+        err_set(&load_err, ERR_UNAVAILABLE, "template_damaged", "the template is damaged");
+    } else if (loaded > 0 && make_aside(m, parts, o, &load_err) == 0) {
         return 1;
-    conclude(m, o, &load_err, true, false);
+    }
+    conclude(m, o, &load_err, !keep, false); // the next one looks whether it was repaired
     return 1;
 }
 
-int origin_by_key(struct manager *m, const char *key, struct origin **ret, struct err *err)
+// By its key alone. 0; TEMPLATE_MISSING; TEMPLATE_DAMAGED; -1.
+static int load_base(struct manager *m, const char *key, struct origin **ret, struct err *err)
 {
     struct origin *o = NULL;
-    const int claimed = claim_template(m, key, NULL, NULL, &o, err);
-    if (claimed == 0)
-        *ret = o;
-    if (claimed <= 0)
-        return claimed;
-    const int loaded = template_load(m, key, o, err);
-    if (loaded == 0) {
-        conclude(m, o, NULL, true, true);
-        *ret = o;
-        return 0;
-    }
+    const struct ask ask = {.key = key, .parent_dirfd = m->origins.templates_dirfd, .name = template_name(key), .again = true};
+    const int claimed = claim_untouched(m, &ask, &o, err);
+    if (claimed < 0)
+        return -1;
+    const int loaded = claimed == 0 ? 0 : template_load(m, key, o, err);
     if (loaded > 0)
         err_set(err, ERR_NOT_FOUND, "template_missing", "the template that this was built on is not there");
-    conclude(m, o, err, false, false);
-    return -1;
+    if (claimed > 0)
+        conclude(m, o, loaded == 0 ? NULL : err, false, true);
+    if (loaded == 0)
+        *ret = o;
+    return loaded;
+}
+
+int origin_base(struct manager *m, const char *key, const char *manifest, struct origin **ret, json_t *mismatches,
+                struct err *err)
+{
+    struct origin *o = NULL;
+    const int loaded = load_base(m, key, &o, err);
+    *ret = NULL;
+    if (loaded < 0)
+        return -1;
+    if (loaded > 0)
+        memset(err, 0, sizeof *err);
+    if (template_same(manifest, loaded == 0 ? o->template_manifest : loaded == TEMPLATE_MISSING ? "missing" : "damaged",
+                      mismatches))
+        *ret = o;
+    else
+        origin_unref(m, o);
+    return 0;
 }
 
 // ---- snapshots --------------------------------------------------------------------------------------------------------
@@ -391,6 +442,7 @@ static void take_over(struct origin *to, struct origin *from)
     to->ram_bytes = from->ram_bytes;
     to->signature = from->signature;
     snprintf(to->template_key, sizeof to->template_key, "%s", from->template_key);
+    snprintf(to->template_manifest, sizeof to->template_manifest, "%s", from->template_manifest);
     from->commands = NULL;
     from->runs = (struct ram_runs){0};
 }
@@ -398,7 +450,8 @@ static void take_over(struct origin *to, struct origin *from)
 int origin_snapshot(struct manager *m, const struct snapshot_row *row, struct origin **ret, struct err *err)
 {
     struct origin *o = NULL, *made = NULL;
-    const int claimed = claim_untouched(m, row->id, m->snapshots_dirfd, row->id, NULL, NULL, &o, err);
+    const struct ask ask = {.key = row->id, .parent_dirfd = m->snapshots_dirfd, .name = row->id, .again = true};
+    const int claimed = claim_untouched(m, &ask, &o, err);
     if (claimed == 0)
         *ret = o;
     if (claimed <= 0)

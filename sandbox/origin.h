@@ -23,6 +23,7 @@ struct origin {
     enum origin_state state;
     char key[DIGEST_TEXT_MAX];         // template key or snapshot id; "" for a live fork: not in the cache
     char template_key[DIGEST_TEXT_MAX]; // what its pages differ from; "" for nothing
+    char template_manifest[DIGEST_TEXT_MAX]; // and which making of it: the digest of its manifest
     int ram_fd, state_fd, disk_fd;     // disk_fd -1: the user has its own
     uint64_t ram_bytes;                // guest memory
     uint64_t held_bytes;               // that the memory file really holds
@@ -54,8 +55,15 @@ int origin_template(struct manager *m, const struct machine_parts *parts, bool (
                     struct origin **ret, struct err *err);
 // Templates are made by this (template.c): blocking, several seconds.
 int template_make(struct manager *m, const struct machine_parts *parts, struct origin *o, struct err *err);
-// Loads one from disk. 0; 1: not there or not in order (which is logged, and it is removed); -1.
+// Loads one from disk. 0; TEMPLATE_MISSING; TEMPLATE_DAMAGED (which is logged); -1.
+enum { TEMPLATE_MISSING = 1, TEMPLATE_DAMAGED = 2 };
 int template_load(struct manager *m, const char *key, struct origin *o, struct err *err);
+// A snapshot, live or cold sandbox goes back to it: what is left of it is not made anew, but kept for its repair.
+bool template_needed(struct manager *m, const char *key);
+// Whether it is there as it was, without loading it. What is wrong goes to mismatches as "template"; -1 with err.
+int template_check(struct manager *m, const char *key, const char *manifest, json_t *mismatches, struct err *err);
+// Of one that is kept: the same digest. Tells it where it is another.
+bool template_same(const char *manifest, const char *found, json_t *mismatches);
 
 const char *template_name(const char *key);    // of its directory
 // Removes from disk, above the limit, what no snapshot, live or cold sandbox needs, least recently used first. The one used
@@ -64,8 +72,12 @@ void templates_evict(struct manager *m);
 void templates_sweep(struct manager *m);       // at start: half-written ones
 void templates_stop(struct manager *m);        // at the end: VMs of those in the making
 
-// A template by key alone, for what is built on it: not made where it is missing (not_found/template_missing).
-int origin_by_key(struct manager *m, const char *key, struct origin **ret, struct err *err);
+// A template by key and its manifest's digest, for what is built on it: pages that differ from one making of it fit no other.
+// None is made. 0; where it is not there as it was, *ret is NULL and mismatches has "template"; -1 with err.
+int origin_base(struct manager *m, const char *key, const char *manifest, struct origin **ret, json_t *mismatches,
+                struct err *err);
+// It is loaded, was made so, and its files were not touched since they were checked.
+bool origin_current(struct manager *m, const char *key, const char *manifest);
 
 // A snapshot, checked in full. snapshot_mismatch with the fields named.
 int origin_snapshot(struct manager *m, const struct snapshot_row *row, struct origin **ret, struct err *err);

@@ -1,5 +1,6 @@
 #include "sandbox/saved.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
@@ -13,278 +14,78 @@
 #include "base/fd.h"
 #include "base/buf.h"
 #include "base/json.h"
-#include "base/log.h"
+#include "sandbox/saved_int.h"
 #include "store/seal.h"
 
 #define MANIFEST_MAX (4u << 20)
 #define STATE_MAX (64u << 20) // device state is some 20 KiB; KVM adds little
 #define VERIFIED_MAX 64
-
-static int no_room(struct err *err, int code, const char *what)
-{
-    if (code == ENOSPC || code == EDQUOT)
-        return err_set(err, ERR_UNAVAILABLE, "disk_full", "the host has no room for the saved state");
-    return err_sys(err, code, "%s", what);
-}
+#define MISMATCHES_MAX 100
 
 void saved_mismatch(json_t *mismatches, const char *field, const char *expected, const char *found)
 {
-    json_t *one = json_object();
+    json_t *one = json_array_size(mismatches) < MISMATCHES_MAX ? json_object() : NULL;
+    if (!one)
+        return;
     json_put_str(one, "field", field);
     json_put_str(one, "expected", expected);
     json_put_str(one, "found", found);
     json_array_append_new(mismatches, one);
 }
 
-// ---- writing ----------------------------------------------------------------------------------------------------------
-static int make_file(int dirfd, const char *name, struct err *err)
+// ---- what is there ------------------------------------------------------------------------------------------------------
+int saved_each_in(int dirfd, const char *sub, saved_file_fn fn, void *arg)
 {
-    const int fd = openat(dirfd, name, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600);
-    return fd >= 0 ? fd : no_room(err, errno, "making a file of a saved state");
-}
-
-static const char *temporary(const struct saved_writer *w, char out[static 100])
-{
-    snprintf(out, 100, ".%s", w->name);
-    return out;
-}
-
-int saved_begin(struct store *store, int parent_dirfd, const char *name, bool with_disk, struct saved_writer *ret,
-                struct err *err)
-{
-    struct saved_writer w = {.store = store, .parent_dirfd = parent_dirfd, .dirfd = -1, .state_fd = -1, .disk_fd = -1};
-    char hidden[100];
-    snprintf(w.name, sizeof w.name, "%s", name);
-    temporary(&w, hidden);
-    (void)fd_remove_tree(parent_dirfd, hidden, NULL); // of an attempt that was cut short
-    if (mkdirat(parent_dirfd, hidden, 0700) != 0)
-        return no_room(err, errno, "making the directory of a saved state");
-    w.dirfd = openat(parent_dirfd, hidden, O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
-    if (w.dirfd < 0) {
-        err_sys(err, errno, "opening the directory of a saved state");
-    } else if ((w.state_fd = make_file(w.dirfd, "state", err)) >= 0 &&
-               (!with_disk || (w.disk_fd = make_file(w.dirfd, "disk.raw", err)) >= 0)) {
-        *ret = w;
-        return 0;
+    CLEANUP_FD int fd = openat(dirfd, *sub ? sub : ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
+    DIR *d = fd >= 0 ? fdopendir(fd) : NULL;
+    int failed = d ? 0 : -1;
+    if (d)
+        (void)fd_steal(&fd);
+    for (const struct dirent *e; !failed && (e = readdir(d));) {
+        char path[SAVED_PATH_MAX];
+        if (strcmp(e->d_name, ".") == 0 || strcmp(e->d_name, "..") == 0 || (!*sub && strcmp(e->d_name, "spool") == 0))
+            continue;
+        snprintf(path, sizeof path, "%s%s%s", sub, *sub ? "/" : "", e->d_name);
+        failed = fn(arg, dirfd, path);
     }
-    saved_abort(&w);
-    return -1;
+    if (d)
+        closedir(d);
+    return failed;
 }
 
-static void writer_close(struct saved_writer *w)
+// Of a saved state: its directory and spool/. A spool that is no directory counts as a file.
+static int each_file(int dirfd, saved_file_fn fn, void *arg)
 {
-    fd_close(&w->state_fd);
-    fd_close(&w->disk_fd);
-    fd_close(&w->dirfd);
+    struct stat st;
+    const int failed = saved_each_in(dirfd, "", fn, arg);
+    if (failed || fstatat(dirfd, "spool", &st, AT_SYMLINK_NOFOLLOW) != 0)
+        return failed;
+    return S_ISDIR(st.st_mode) ? saved_each_in(dirfd, "spool", fn, arg) : fn(arg, dirfd, "spool");
 }
 
-void saved_abort(struct saved_writer *w)
+// Each file's hash is added to the others' (exclusive or): the order in which a directory lists them is nothing.
+static int sign_file(void *arg, int dirfd, const char *path)
 {
-    char hidden[100];
-    if (!*w->name)
-        return;
-    writer_close(w);
-    if (fd_remove_tree(w->parent_dirfd, temporary(w, hidden), NULL) != 0)
-        log_warn("saved state %s: what was half written could not be removed", w->name);
-    w->name[0] = 0;
-}
-
-static void note_file(json_t *files, struct saved_result *r, const char *name, const char *shown,
-                      const uint8_t hash[SHA256_BYTES], int fd)
-{
-    char digest[DIGEST_TEXT_MAX];
-    struct stat st = {0};
-    (void)fstat(fd, &st);
-    json_t *one = json_object();
-    crypto_digest_text(hash, digest);
-    json_put_str(one, "sha256", digest);
-    json_put_int(one, "bytes", st.st_size);
-    json_put(files, name, one);
-    json_put_str(r->digests, shown, digest);
-    json_put_int(r->sizes, shown, (int64_t)st.st_blocks * 512);
-    r->bytes += (int64_t)st.st_blocks * 512;
-}
-
-// Hashes and syncs what is there. What a full disk refuses late (fsync) is refused here.
-static int write_files(struct saved_writer *w, const struct ram_runs *runs, const void *pages, json_t *files,
-                       struct saved_result *r, struct err *err)
-{
+    struct saved_signature *sum = arg;
+    struct stat st;
+    char text[SAVED_PATH_MAX + 160];
     uint8_t hash[SHA256_BYTES];
-    uint64_t bytes;
-    CLEANUP_FD int memory = make_file(w->dirfd, "memory", err);
-    if (memory < 0 || ram_file_write(memory, runs, pages, hash, &bytes, err) != 0)
-        return -1;
-    if (fsync(memory) != 0)
-        return no_room(err, errno, "writing memory");
-    note_file(files, r, "memory", "memory_bytes", hash, memory);
-    if (crypto_sha256_fd(w->state_fd, hash, NULL, err) != 0)
-        return -1;
-    if (fsync(w->state_fd) != 0)
-        return no_room(err, errno, "writing device state");
-    note_file(files, r, "state", "state_bytes", hash, w->state_fd);
-    if (w->disk_fd < 0)
-        return 0;
-    if (ram_sparse_digest(w->disk_fd, hash, NULL, err) != 0)
-        return -1;
-    if (fsync(w->disk_fd) != 0)
-        return no_room(err, errno, "writing the disk");
-    note_file(files, r, "disk.raw", "disk_bytes", hash, w->disk_fd);
+    if (fstatat(dirfd, path, &st, AT_SYMLINK_NOFOLLOW) != 0)
+        memset(&st, 0, sizeof st);
+    const int n = snprintf(text, sizeof text, "%s %llu %llu %o %lld %lld %ld", path, (unsigned long long)st.st_dev,
+                           (unsigned long long)st.st_ino, st.st_mode, (long long)st.st_size, (long long)st.st_ctim.tv_sec,
+                           st.st_ctim.tv_nsec);
+    crypto_sha256(text, (size_t)n, hash);
+    for (size_t i = 0; i < sizeof hash; i++)
+        sum->v[i] ^= hash[i];
     return 0;
 }
 
-static char *manifest_text(struct store *store, const struct saved_facts *f, json_t *files, struct err *err)
+void saved_sign(int dirfd, struct saved_signature *ret)
 {
-    char seal[SHA256_HEX];
-    CLEANUP_JSON json_t *m = json_object();
-    json_put_int(m, "format", SAVED_FORMAT);
-    json_put_str(m, "kind", f->kind);
-    json_put_str(m, "id", f->id);
-    json_put_int(m, "epoch", f->epoch);
-    json_put_str(m, "template", f->template_key);
-    json_put(m, "machine", json_deep_copy(f->machine));
-    json_put(m, "commands", f->commands ? json_deep_copy(f->commands) : json_array());
-    json_put(m, "files", json_incref(files));
-    CLEANUP_FREE char *open_text = json_canonical(m);
-    if (!open_text) {
-        err_set(err, ERR_INTERNAL, "out_of_memory", "out of memory");
-        return NULL;
-    }
-    if (store_seal(store, open_text, strlen(open_text), seal, err) != 0)
-        return NULL;
-    json_put_str(m, "seal", seal);
-    return json_canonical(m);
-}
-
-// Gives the directory its name; a predecessor is moved aside first and removed after.
-static int put_in_place(struct saved_writer *w, struct err *err)
-{
-    char hidden[100], old[104];
-    temporary(w, hidden);
-    snprintf(old, sizeof old, ".%s.old", w->name);
-    (void)fd_remove_tree(w->parent_dirfd, old, NULL);
-    const bool had = renameat(w->parent_dirfd, w->name, w->parent_dirfd, old) == 0;
-    if (fsync(w->dirfd) != 0 || renameat(w->parent_dirfd, hidden, w->parent_dirfd, w->name) != 0 ||
-        fsync(w->parent_dirfd) != 0)
-        return no_room(err, errno, "naming a saved state");
-    if (had)
-        (void)fd_remove_tree(w->parent_dirfd, old, NULL);
-    return 0;
-}
-
-int saved_finish(struct saved_writer *w, const struct saved_facts *f, const struct ram_runs *runs, const void *pages,
-                 struct saved_result *ret, struct err *err)
-{
-    struct saved_result r = {.sizes = json_object(), .digests = json_object()};
-    CLEANUP_JSON json_t *files = json_object();
-    CLEANUP_FREE char *text = NULL;
-    uint8_t hash[SHA256_BYTES];
-    int failed = write_files(w, runs, pages, files, &r, err);
-    if (!failed && !(text = manifest_text(w->store, f, files, err)))
-        failed = -1;
-    if (!failed && fd_write_file_atomic(w->dirfd, "manifest.json", text, strlen(text), 0600) != 0)
-        failed = no_room(err, errno, "writing a manifest");
-    if (!failed)
-        failed = put_in_place(w, err);
-    if (failed) {
-        json_decref(r.sizes);
-        json_decref(r.digests);
-        return -1;
-    }
-    crypto_sha256(text, strlen(text), hash);
-    crypto_digest_text(hash, r.manifest_sha256);
-    writer_close(w);
-    w->name[0] = 0;
-    *ret = r;
-    return 0;
-}
-
-// ---- reading ----------------------------------------------------------------------------------------------------------
-static void check_seal(struct store *store, json_t *manifest, json_t *mismatches)
-{
-    const char *told = json_get_str(manifest, "seal");
-    CLEANUP_FREE char *seal = told ? strdup(told) : NULL;
-    (void)json_object_del(manifest, "seal");
-    CLEANUP_FREE char *text = json_canonical(manifest);
-    if (!text || !store_seal_ok(store, text, strlen(text), seal))
-        saved_mismatch(mismatches, "seal", "made by this server", "different");
-}
-
-static void check_word(const json_t *manifest, const char *key, const char *expected, json_t *mismatches)
-{
-    const char *found = json_get_str(manifest, key);
-    if (expected && (!found || strcmp(found, expected) != 0))
-        saved_mismatch(mismatches, key, expected, found ? found : "none");
-}
-
-static void check_epoch(const json_t *manifest, int64_t expected, json_t *mismatches)
-{
-    char want[24], have[24];
-    const int64_t found = json_get_int(manifest, "epoch", -1);
-    snprintf(want, sizeof want, "%lld", (long long)expected);
-    snprintf(have, sizeof have, "%lld", (long long)found);
-    if (found != expected)
-        saved_mismatch(mismatches, "epoch", want, have);
-}
-
-int saved_open(struct store *store, int parent_dirfd, const char *name, const struct saved_expect *expect,
-               struct saved *ret, json_t *mismatches, struct err *err)
-{
-    CLEANUP_BUF struct buf text = BUF_INIT(MANIFEST_MAX);
-    uint8_t hash[SHA256_BYTES];
-    char digest[DIGEST_TEXT_MAX];
-    CLEANUP_FD int dirfd = openat(parent_dirfd, name, O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
-    if (dirfd < 0 || fd_read_file(dirfd, "manifest.json", &text) != 0) {
-        if (errno == ENOENT)
-            return err_set(err, ERR_NOT_FOUND, "saved_missing", "the saved state is not there");
-        return err_sys(err, errno, "reading a manifest");
-    }
-    struct err bad = {0};
-    json_t *manifest = json_parse_strict(buf_text(&text), text.len, &bad);
-    if (!manifest) {
-        saved_mismatch(mismatches, "manifest", "as written", "no JSON");
-        manifest = json_object();
-    }
-    crypto_sha256(text.data, text.len, hash);
-    crypto_digest_text(hash, digest);
-    if (expect->manifest_sha256 && strcmp(expect->manifest_sha256, digest) != 0)
-        saved_mismatch(mismatches, "manifest", expect->manifest_sha256, digest);
-    check_seal(store, manifest, mismatches);
-    check_word(manifest, "kind", expect->kind, mismatches);
-    check_word(manifest, "id", expect->id, mismatches);
-    check_epoch(manifest, expect->epoch, mismatches);
-    *ret = (struct saved){fd_steal(&dirfd), manifest};
-    return 0;
-}
-
-void saved_close(struct saved *s)
-{
-    if (s->manifest)
-        fd_close(&s->dirfd);
-    json_decref(s->manifest);
-    s->manifest = NULL;
-}
-
-// Compares a hash with what the manifest says of the file. False: differs, and is told.
-static bool same_digest(const struct saved *s, const char *name, const uint8_t hash[SHA256_BYTES], json_t *mismatches)
-{
-    char digest[DIGEST_TEXT_MAX];
-    const char *told = json_get_str(json_object_get(json_object_get(s->manifest, "files"), name), "sha256");
-    crypto_digest_text(hash, digest);
-    if (told && strcmp(told, digest) == 0)
-        return true;
-    saved_mismatch(mismatches, name, told ? told : "none", digest);
-    return false;
-}
-
-static int open_file(const struct saved *s, const char *name, json_t *mismatches, struct err *err)
-{
-    const int fd = openat(s->dirfd, name, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
-    if (fd >= 0)
-        return fd;
-    if (errno != ENOENT)
-        return err_sys(err, errno, "opening a file of a saved state");
-    saved_mismatch(mismatches, name, "present", "missing");
-    return -2;
+    memset(ret, 0, sizeof *ret);
+    if (each_file(dirfd, sign_file, ret) != 0)
+        memset(ret, 0, sizeof *ret);
 }
 
 // ---- the disk: verified once per inode and change time -----------------------------------------------------------------
@@ -323,7 +124,7 @@ static void verified_add(const struct stat *st, const uint8_t hash[SHA256_BYTES]
     pthread_mutex_unlock(&verified_lock);
 }
 
-static int sparse_hash(int fd, uint8_t out[SHA256_BYTES], struct err *err)
+int saved_disk_hash(int fd, uint8_t out[SHA256_BYTES], struct err *err)
 {
     struct stat before, after;
     if (fstat(fd, &before) != 0)
@@ -337,29 +138,189 @@ static int sparse_hash(int fd, uint8_t out[SHA256_BYTES], struct err *err)
     return 0;
 }
 
+// ---- reading ----------------------------------------------------------------------------------------------------------
+static bool check_seal(struct store *store, json_t *manifest, json_t *mismatches)
+{
+    const char *told = json_get_str(manifest, "seal");
+    CLEANUP_FREE char *seal = told ? strdup(told) : NULL;
+    (void)json_object_del(manifest, "seal");
+    CLEANUP_FREE char *text = json_canonical(manifest);
+    if (text && store_seal_ok(store, text, strlen(text), seal))
+        return true;
+    saved_mismatch(mismatches, "seal", "made by this server", "different");
+    return false;
+}
+
+static void check_word(const json_t *manifest, const char *key, const char *expected, json_t *mismatches)
+{
+    const char *found = json_get_str(manifest, key);
+    if (expected && (!found || strcmp(found, expected) != 0))
+        saved_mismatch(mismatches, key, expected, found ? found : "none");
+}
+
+static void check_epoch(const json_t *manifest, int64_t expected, json_t *mismatches)
+{
+    char want[24], have[24];
+    const int64_t found = json_get_int(manifest, "epoch", -1);
+    snprintf(want, sizeof want, "%lld", (long long)expected);
+    snprintf(have, sizeof have, "%lld", (long long)found);
+    if (found != expected)
+        saved_mismatch(mismatches, "epoch", want, have);
+}
+
+// Whatever stands there under that name: 0 with its text; 1: not a manifest; -1: nothing, or it cannot be read.
+static int read_manifest(int dirfd, struct buf *text, struct err *err)
+{
+    struct stat st;
+    if (fstatat(dirfd, "manifest.json", &st, AT_SYMLINK_NOFOLLOW) != 0)
+        return errno == ENOENT ? err_set(err, ERR_NOT_FOUND, "saved_missing", "the saved state is not there")
+                               : err_sys(err, errno, "reading a manifest");
+    if (!S_ISREG(st.st_mode) || st.st_size > MANIFEST_MAX)
+        return 1;
+    return fd_read_file(dirfd, "manifest.json", text) == 0 ? 0 : err_sys(err, errno, "reading a manifest");
+}
+
+static void check_manifest(struct store *store, const struct buf *text, const struct saved_expect *expect, struct saved *s,
+                           json_t *mismatches)
+{
+    uint8_t hash[SHA256_BYTES];
+    struct err bad = {0};
+    crypto_sha256(text->data, text->len, hash);
+    crypto_digest_text(hash, s->manifest_sha256);
+    if (expect->manifest_sha256 && strcmp(expect->manifest_sha256, s->manifest_sha256) != 0)
+        saved_mismatch(mismatches, "manifest", expect->manifest_sha256, s->manifest_sha256);
+    json_t *manifest = json_parse_strict(buf_text(text), text->len, &bad);
+    if (!manifest || !check_seal(store, manifest, mismatches)) {
+        if (!manifest && json_array_size(mismatches) == 0)
+            saved_mismatch(mismatches, "manifest", "as written", "no JSON");
+        json_decref(manifest);
+        return;
+    }
+    check_word(manifest, "kind", expect->kind, mismatches);
+    check_word(manifest, "id", expect->id, mismatches);
+    check_epoch(manifest, expect->epoch, mismatches);
+    json_decref(s->manifest);
+    s->manifest = manifest;
+}
+
+int saved_open(struct store *store, int parent_dirfd, const char *name, const struct saved_expect *expect,
+               struct saved *ret, json_t *mismatches, struct err *err)
+{
+    CLEANUP_BUF struct buf text = BUF_INIT(MANIFEST_MAX);
+    CLEANUP_FD int dirfd = openat(parent_dirfd, name, O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
+    if (dirfd < 0)
+        return errno == ENOENT || errno == ENOTDIR || errno == ELOOP
+                   ? err_set(err, ERR_NOT_FOUND, "saved_missing", "the saved state is not there")
+                   : err_sys(err, errno, "opening a saved state");
+    struct saved s = {.manifest = json_object()};
+    saved_sign(dirfd, &s.signature);
+    const int read = read_manifest(dirfd, &text, err);
+    if (read == 0)
+        check_manifest(store, &text, expect, &s, mismatches);
+    else if (read > 0)
+        saved_mismatch(mismatches, "manifest", "as written", "not a manifest");
+    if (read < 0 || !s.manifest) {
+        json_decref(s.manifest);
+        return read < 0 ? -1 : err_set(err, ERR_INTERNAL, "out_of_memory", "out of memory");
+    }
+    s.dirfd = fd_steal(&dirfd);
+    *ret = s;
+    return 0;
+}
+
+void saved_close(struct saved *s)
+{
+    if (s->manifest)
+        fd_close(&s->dirfd);
+    json_decref(s->manifest);
+    s->manifest = NULL;
+}
+
+static const json_t *told_of(const struct saved *s, const char *name)
+{
+    return json_object_get(json_object_get(s->manifest, "files"), name);
+}
+
+// Compares a hash with what the manifest says of the file. False: differs, and is told.
+static bool same_digest(const json_t *told, const char *name, const uint8_t hash[SHA256_BYTES], json_t *mismatches)
+{
+    char digest[DIGEST_TEXT_MAX];
+    const char *expected = json_get_str(told, "sha256");
+    crypto_digest_text(hash, digest);
+    if (expected && strcmp(expected, digest) == 0)
+        return true;
+    saved_mismatch(mismatches, name, expected ? expected : "none", digest);
+    return false;
+}
+
+static bool same_size(const json_t *told, const char *name, int64_t bytes, json_t *mismatches)
+{
+    char want[40], have[40];
+    const int64_t expected = json_get_int(told, "bytes", -1);
+    if (expected == bytes)
+        return true;
+    snprintf(want, sizeof want, "%lld bytes", (long long)expected);
+    snprintf(have, sizeof have, "%lld bytes", (long long)bytes);
+    saved_mismatch(mismatches, name, want, have);
+    return false;
+}
+
+// A regular file of the size that the manifest says. -2: it is not, and is told; -1 with err. (A FIFO is not waited for.)
+static int open_file(const struct saved *s, const char *name, json_t *mismatches, struct err *err)
+{
+    struct stat st;
+    CLEANUP_FD int fd = openat(s->dirfd, name, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
+    if (fd < 0 && errno != ENOENT && errno != ENOTDIR && errno != ELOOP)
+        return err_sys(err, errno, "opening a file of a saved state");
+    if (fd < 0) {
+        saved_mismatch(mismatches, name, "present", errno == ELOOP ? "not a file" : "missing");
+        return -2;
+    }
+    if (fstat(fd, &st) != 0)
+        return err_sys(err, errno, "reading a file of a saved state");
+    if (S_ISREG(st.st_mode))
+        return same_size(told_of(s, name), name, st.st_size, mismatches) ? fd_steal(&fd) : -2;
+    saved_mismatch(mismatches, name, "present", "not a file");
+    return -2;
+}
+
+// 0 also where it differs, which is told.
+static int verify_plain(const struct saved *s, const char *name, json_t *mismatches, struct err *err)
+{
+    uint8_t hash[SHA256_BYTES];
+    CLEANUP_FD int fd = open_file(s, name, mismatches, err);
+    if (fd < 0)
+        return fd == -1 ? -1 : 0;
+    if (crypto_sha256_fd(fd, hash, NULL, err) != 0)
+        return -1;
+    (void)same_digest(told_of(s, name), name, hash, mismatches);
+    return 0;
+}
+
 int saved_open_disk(const struct saved *s, json_t *mismatches, struct err *err)
 {
     uint8_t hash[SHA256_BYTES];
     CLEANUP_FD int fd = open_file(s, "disk.raw", mismatches, err);
     if (fd < 0)
         return fd;
-    if (sparse_hash(fd, hash, err) != 0)
+    if (saved_disk_hash(fd, hash, err) != 0)
         return -1;
-    return same_digest(s, "disk.raw", hash, mismatches) ? fd_steal(&fd) : -2;
+    return same_digest(told_of(s, "disk.raw"), "disk.raw", hash, mismatches) ? fd_steal(&fd) : -2;
 }
 
-void saved_sign(int dirfd, struct saved_signature *ret)
+int saved_verify_own_disk(const struct saved *s, int disk_fd, json_t *mismatches, struct err *err)
 {
-    static const char *const FILES[SAVED_FILES] = {"manifest.json", "state", "memory", "disk.raw"};
-    memset(ret, 0, sizeof *ret);
-    for (int i = 0; i < SAVED_FILES; i++) {
-        struct stat st;
-        if (fstatat(dirfd, FILES[i], &st, AT_SYMLINK_NOFOLLOW) != 0)
-            continue;
-        const uint64_t v[5] = {st.st_dev, st.st_ino, (uint64_t)st.st_size, (uint64_t)st.st_ctim.tv_sec,
-                               (uint64_t)st.st_ctim.tv_nsec};
-        memcpy(ret->v[i], v, sizeof v);
-    }
+    const json_t *told = json_object_get(s->manifest, "own_disk");
+    uint8_t hash[SHA256_BYTES];
+    struct stat st;
+    if (fstat(disk_fd, &st) != 0)
+        return err_sys(err, errno, "reading a disk");
+    if (!same_size(told, "disk.raw", st.st_size, mismatches))
+        return 0;
+    if (saved_disk_hash(disk_fd, hash, err) != 0)
+        return -1;
+    (void)same_digest(told, "disk.raw", hash, mismatches);
+    return 0;
 }
 
 // ---- loading ----------------------------------------------------------------------------------------------------------
@@ -368,14 +329,13 @@ static int load_state(const struct saved *s, int *ret_fd, json_t *mismatches, st
 {
     uint8_t hash[SHA256_BYTES];
     CLEANUP_BUF struct buf b = BUF_INIT(STATE_MAX);
-    if (fd_read_file(s->dirfd, "state", &b) != 0) {
-        if (errno != ENOENT)
-            return err_sys(err, errno, "reading device state");
-        saved_mismatch(mismatches, "state", "present", "missing");
-        return 0;
-    }
+    CLEANUP_FD int there = open_file(s, "state", mismatches, err);
+    if (there < 0)
+        return there == -1 ? -1 : 0;
+    if (fd_read_file(s->dirfd, "state", &b) != 0)
+        return err_sys(err, errno, "reading device state");
     crypto_sha256(b.data, b.len, hash);
-    if (!same_digest(s, "state", hash, mismatches))
+    if (!same_digest(told_of(s, "state"), "state", hash, mismatches))
         return 0;
     CLEANUP_FD int fd = memfd_create("airlock-state", MFD_CLOEXEC | MFD_ALLOW_SEALING);
     if (fd < 0 || fd_write_full(fd, b.data, b.len) != 0 || ram_seal(fd, err) != 0)
@@ -400,26 +360,54 @@ int saved_load(const struct saved *s, int ram_fd, uint64_t ram_bytes, struct ram
         saved_mismatch(mismatches, "memory", "as written", "malformed");
         return 0;
     }
-    (void)same_digest(s, "memory", hash, mismatches);
+    (void)same_digest(told_of(s, "memory"), "memory", hash, mismatches);
     return 0;
+}
+
+// ---- comparing alone ----------------------------------------------------------------------------------------------------
+struct listing {
+    const struct saved *s;
+    json_t *mismatches;
+};
+
+// A name that is no JSON text is shown with marks in place of what is strange in it.
+static int name_unexpected(void *arg, int dirfd, const char *path)
+{
+    const struct listing *l = arg;
+    char shown[SAVED_PATH_MAX];
+    (void)dirfd;
+    if (strcmp(path, "manifest.json") == 0 || told_of(l->s, path))
+        return 0;
+    snprintf(shown, sizeof shown, "%s", path);
+    for (char *p = shown; *p; p++)
+        if (*p < ' ' || *p > '~')
+            *p = '?';
+    saved_mismatch(l->mismatches, shown, "none", "unexpected");
+    return 0;
+}
+
+int saved_verify_rest(const struct saved *s, json_t *mismatches, struct err *err)
+{
+    const char *name;
+    json_t *told;
+    const struct listing l = {s, mismatches};
+    json_object_foreach(json_object_get(s->manifest, "files"), name, told) {
+        if (strcmp(name, "state") == 0 || strcmp(name, "memory") == 0 || strcmp(name, "disk.raw") == 0)
+            continue;
+        if (verify_plain(s, name, mismatches, err) != 0)
+            return -1;
+    }
+    return each_file(s->dirfd, name_unexpected, (void *)&l) == 0 ? 0 : err_sys(err, errno, "listing a saved state");
 }
 
 int saved_verify(const struct saved *s, json_t *mismatches, struct err *err)
 {
-    static const char *const PLAIN[] = {"state", "memory"};
-    uint8_t hash[SHA256_BYTES];
-    for (size_t i = 0; i < 2; i++) {
-        CLEANUP_FD int fd = open_file(s, PLAIN[i], mismatches, err);
-        if (fd == -1)
+    if (verify_plain(s, "memory", mismatches, err) != 0 || verify_plain(s, "state", mismatches, err) != 0)
+        return -1;
+    if (told_of(s, "disk.raw")) {
+        CLEANUP_FD int disk = saved_open_disk(s, mismatches, err);
+        if (disk == -1)
             return -1;
-        if (fd < 0)
-            continue;
-        if (crypto_sha256_fd(fd, hash, NULL, err) != 0)
-            return -1;
-        (void)same_digest(s, PLAIN[i], hash, mismatches);
     }
-    if (!json_object_get(json_object_get(s->manifest, "files"), "disk.raw"))
-        return 0;
-    CLEANUP_FD int disk = saved_open_disk(s, mismatches, err);
-    return disk == -1 ? -1 : 0;
+    return saved_verify_rest(s, mismatches, err);
 }

@@ -57,15 +57,13 @@ static void job_finish(struct job_row *job, bool ok, const char *problem, const 
 }
 
 // ---- taking -----------------------------------------------------------------------------------------------------------
-static json_t *qemu_of(struct manager *m, const struct sandbox_row *row)
+static json_t *qemu_of(const json_t *machine)
 {
-    CLEANUP_JSON json_t *backend = row->backend_json ? json_loads(row->backend_json, 0, NULL) : NULL;
-    const char *accel = json_get_str(backend, "accel");
     json_t *q = json_object();
-    json_put_str(q, "version", m->host.qemu_version);
-    json_put_str(q, "digest", m->host.qemu_sha256);
-    json_put_str(q, "machine", vm_machine_name());
-    json_put_str(q, "cpu_model", vm_cpu_model(accel && strcmp(accel, "kvm") == 0 ? VM_ACCEL_KVM : VM_ACCEL_TCG));
+    json_put_str(q, "version", json_get_str(machine, "qemu_version"));
+    json_put_str(q, "digest", json_get_str(machine, "qemu_digest"));
+    json_put_str(q, "machine", json_get_str(machine, "machine"));
+    json_put_str(q, "cpu_model", json_get_str(machine, "cpu_model"));
     return q;
 }
 
@@ -163,7 +161,7 @@ static int take(struct sandbox *s, struct snapshot_call *call, struct err *err)
     struct moment mo = {0};
     const int64_t t0 = clock_mono_us();
     struct sandbox_info *view = sandbox_view(s);
-    CLEANUP_JSON json_t *machine = machine_of_row(m, &view->row, err), *q = qemu_of(m, &view->row);
+    CLEANUP_JSON json_t *machine = machine_of_row(m, &view->row, err), *q = qemu_of(machine);
     fill_source(&call->row, &view->row);
     find_parent(m, &call->row, view->row.parent_snapshot_id);
     sandbox_info_unref(view);
@@ -176,7 +174,8 @@ static int take(struct sandbox *s, struct snapshot_call *call, struct err *err)
     if (!failed)
         failed = write_spools(&w, s, mo.commands, err);
     const struct saved_facts f = {.kind = "snapshot", .id = call->row.id, .epoch = call->row.epoch,
-                                  .template_key = mo.base.template_key, .machine = machine, .commands = mo.commands};
+                                  .template_key = mo.base.template_key, .template_manifest = mo.base.template_manifest,
+                                  .machine = machine, .commands = mo.commands};
     if (!failed)
         failed = saved_finish(&w, &f, &mo.capture.runs, mo.capture.pages, &r, err);
     if (!failed)
@@ -392,11 +391,21 @@ int snapshot_origin_make(struct manager *m, const struct snapshot_row *row, stru
     const int failed = saved_origin(m, &files, machine, true, mismatches, ret, err);
     if (!failed) {
         (*ret)->commands = json_incref(json_object_get(files.manifest, "commands"));
-        saved_sign(files.dirfd, &(*ret)->signature);
-        (*ret)->spool_dirfd = openat(files.dirfd, "spool", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+        (*ret)->signature = files.signature;
+        (*ret)->spool_dirfd = openat(files.dirfd, "spool", O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
     }
     saved_close(&files);
     return failed;
+}
+
+static int compare(struct manager *m, const struct saved *files, const json_t *machine, json_t *mismatches, struct err *err)
+{
+    const char *key = json_get_str(files->manifest, "template");
+    const char *manifest = json_get_str(files->manifest, "template_manifest");
+    machine_compare(json_object_get(files->manifest, "machine"), machine, mismatches);
+    if (key && *key && template_check(m, key, manifest ? manifest : "", mismatches, err) != 0)
+        return -1;
+    return saved_verify(files, mismatches, err);
 }
 
 json_t *manager_snapshot_compat(struct manager *m, const char *tenant, const char *id, struct err *err)
@@ -418,14 +427,8 @@ json_t *manager_snapshot_compat(struct manager *m, const char *tenant, const cha
     if (failed && err->kind == ERR_SNAPSHOT_MISMATCH) { // not there at all
         failed = 0;
         memset(err, 0, sizeof *err);
-    } else if (!failed) {
-        struct origin *base = NULL;
-        struct err base_err = {0};
-        machine_compare(json_object_get(files.manifest, "machine"), machine, mismatches);
-        if (*row.template_key && origin_by_key(m, row.template_key, &base, &base_err) != 0)
-            saved_mismatch(mismatches, "template", row.template_key, base_err.kind == ERR_NOT_FOUND ? "missing" : "unusable");
-        origin_unref(m, base);
-        failed = saved_verify(&files, mismatches, err);
+    } else if (!failed && json_array_size(mismatches) == 0) { // else nothing that the manifest says is believed
+        failed = compare(m, &files, machine, mismatches, err);
     }
     saved_close(&files);
     snapshot_row_free(&row);

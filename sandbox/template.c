@@ -151,7 +151,8 @@ static int keep(struct template_build *b, struct err *err)
         memcpy(packed + at, ram + runs.v[i].offset, runs.v[i].pages * RAM_PAGE);
         at += runs.v[i].pages * RAM_PAGE;
     }
-    const struct saved_facts f = {.kind = "template", .id = o->key, .template_key = "", .machine = b->machine};
+    const struct saved_facts f = {.kind = "template", .id = o->key, .template_key = "", .template_manifest = "",
+                                  .machine = b->machine};
     if (!failed)
         failed = saved_finish(&b->w, &f, &runs, packed, &r, err);
     json_decref(r.sizes);
@@ -225,7 +226,7 @@ static void say_mismatches(const char *key, const json_t *mismatches)
     size_t i;
     json_t *one;
     json_array_foreach(mismatches, i, one)
-        log_warn("template %.20s: %s: expected %s, found %s", key, json_get_str(one, "field"),
+        log_warn_limited("template %.20s: %s: expected %s, found %s", key, json_get_str(one, "field"),
                  json_get_str(one, "expected"), json_get_str(one, "found"));
 }
 
@@ -242,7 +243,7 @@ static int load(struct manager *m, const struct saved *s, struct origin *o, json
     if (o->ram_fd < 0 || saved_load(s, o->ram_fd, o->ram_bytes, NULL, &o->state_fd, mismatches, err) != 0)
         return -1;
     o->disk_fd = saved_open_disk(s, mismatches, err);
-    if (o->disk_fd == -1)
+    if (o->disk_fd == -1 || saved_verify_rest(s, mismatches, err) != 0)
         return -1;
     return ram_seal(o->ram_fd, err);
 }
@@ -256,11 +257,12 @@ int template_load(struct manager *m, const char *key, struct origin *o, struct e
         const bool missing = err->kind == ERR_NOT_FOUND;
         if (missing)
             memset(err, 0, sizeof *err);
-        return missing ? 1 : -1;
+        return missing ? TEMPLATE_MISSING : -1;
     }
     const int failed = json_array_size(mismatches) == 0 ? load(m, &s, o, mismatches, err) : 0;
     if (!failed && json_array_size(mismatches) == 0) {
-        saved_sign(s.dirfd, &o->signature);
+        o->signature = s.signature;
+        snprintf(o->template_manifest, sizeof o->template_manifest, "%s", s.manifest_sha256);
         (void)futimens(s.dirfd, NULL); // used now: eviction goes by it
     }
     saved_close(&s);
@@ -275,7 +277,37 @@ int template_load(struct manager *m, const char *key, struct origin *o, struct e
     if (failed)
         return -1;
     say_mismatches(key, mismatches);
-    return 1;
+    return TEMPLATE_DAMAGED;
+}
+
+bool template_same(const char *manifest, const char *found, json_t *mismatches)
+{
+    if (*manifest && strcmp(manifest, found) == 0)
+        return true;
+    saved_mismatch(mismatches, "template", *manifest ? manifest : "none", found);
+    return false;
+}
+
+int template_check(struct manager *m, const char *key, const char *manifest, json_t *mismatches, struct err *err)
+{
+    struct saved s = {0};
+    CLEANUP_JSON json_t *faults = json_array();
+    const struct saved_expect expect = {.kind = "template", .id = key, .epoch = 0};
+    if (origin_current(m, key, manifest))
+        return 0;
+    if (saved_open(m->store, m->origins.templates_dirfd, template_name(key), &expect, &s, faults, err) != 0) {
+        if (err->kind != ERR_NOT_FOUND)
+            return -1;
+        memset(err, 0, sizeof *err);
+        (void)template_same(manifest, "missing", mismatches);
+        return 0;
+    }
+    const int failed = json_array_size(faults) == 0 ? saved_verify(&s, faults, err) : 0;
+    if (!failed)
+        (void)template_same(manifest, json_array_size(faults) == 0 ? s.manifest_sha256 : "damaged", mismatches);
+    say_mismatches(key, faults);
+    saved_close(&s);
+    return failed;
 }
 
 // ---- eviction -----------------------------------------------------------------------------------------------------------
@@ -291,10 +323,28 @@ static bool need_snapshot(void *arg, const struct snapshot_row *row)
     return true;
 }
 
-static int list_needed(struct manager *m, json_t *needed, struct err *err)
+// What snapshots, live and cold sandboxes go back to.
+static int list_bases(struct manager *m, json_t *needed, struct err *err)
 {
     size_t n;
     if (snapshot_each_alive_all_tenants(m->store, need_snapshot, needed, err) != 0)
+        return -1;
+    struct sandbox **all = registry_all(m, &n);
+    for (size_t i = 0; all && i < n; i++) {
+        struct sandbox_info *view = sandbox_view(all[i]);
+        CLEANUP_JSON json_t *o = view->row.origin_json ? json_loads(view->row.origin_json, 0, NULL) : NULL;
+        if (view->row.state != SANDBOX_STOPPED && view->row.state != SANDBOX_FAILED) // which boot, if at all
+            need(needed, json_get_str(o, "template"));
+        sandbox_info_unref(view);
+        sandbox_unref(all[i]);
+    }
+    free(all);
+    return 0;
+}
+
+static int list_needed(struct manager *m, json_t *needed, struct err *err)
+{
+    if (list_bases(m, needed, err) != 0)
         return -1;
     pthread_mutex_lock(&m->origins.lock);
     for (const struct origin *o = m->origins.list; o; o = o->next) {
@@ -305,18 +355,14 @@ static int list_needed(struct manager *m, json_t *needed, struct err *err)
             need(needed, o->template_key);
     }
     pthread_mutex_unlock(&m->origins.lock);
-    struct sandbox **all = registry_all(m, &n);
-    if (!all)
-        return err_set(err, ERR_INTERNAL, "out_of_memory", "out of memory");
-    for (size_t i = 0; i < n; i++) {
-        struct sandbox_info *view = sandbox_view(all[i]);
-        CLEANUP_JSON json_t *o = view->row.origin_json ? json_loads(view->row.origin_json, 0, NULL) : NULL;
-        need(needed, json_get_str(o, "template"));
-        sandbox_info_unref(view);
-        sandbox_unref(all[i]);
-    }
-    free(all);
     return 0;
+}
+
+bool template_needed(struct manager *m, const char *key)
+{
+    struct err err = {0};
+    CLEANUP_JSON json_t *needed = json_object();
+    return list_bases(m, needed, &err) != 0 || json_object_get(needed, template_name(key));
 }
 
 struct kept {
