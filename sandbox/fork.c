@@ -120,6 +120,8 @@ static void group_undo(struct fork_group *g, const struct err *why)
     log_warn("fork of %s: undone: %s (%s) %s", g->from, why->detail, why->code, why->internal);
     for (unsigned i = 0; i < g->n; i++)
         undo_child(&g->children[i]);
+    origin_unref(g->m, g->origin); // a full disk has room again for the outcome
+    g->origin = NULL;
     job_finish(g, false, problem);
     if (change_commit(g->m, &c, &err) != 0)
         log_error("fork of %s: its failure could not be recorded: %s", g->from, err.internal);

@@ -245,6 +245,8 @@ static int load_memory(struct manager *m, const struct saved *s, struct origin *
     snprintf(o->template_manifest, sizeof o->template_manifest, "%s", manifest ? manifest : "");
     o->ram_fd = ram_new(o->ram_bytes, err);
     int failed = o->ram_fd < 0 || (base && ram_copy(base->ram_fd, o->ram_fd, o->ram_bytes, err) != 0);
+    if (base)
+        o->base_signature = base->signature;
     origin_unref(m, base);
     if (!failed)
         failed = saved_load(s, o->ram_fd, o->ram_bytes, &o->runs, &o->state_fd, mismatches, err) != 0 ||

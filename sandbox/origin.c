@@ -321,13 +321,22 @@ static int make_aside(struct manager *m, const struct machine_parts *parts, stru
     return err_set(err, ERR_UNAVAILABLE, "busy", "too many operations wait already");
 }
 
-static bool touched(int parent_dirfd, const char *name, const struct origin *o)
+static bool differs(int parent_dirfd, const char *name, const struct saved_signature *was)
 {
     struct saved_signature now = {0};
     CLEANUP_FD int dir = openat(parent_dirfd, name, O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
     if (dir >= 0)
         saved_sign(dir, &now);
-    return memcmp(&now, &o->signature, sizeof now) != 0;
+    return memcmp(&now, was, sizeof now) != 0;
+}
+
+// Its files, or those of the template that what is saved of its forks will need.
+static bool touched(struct manager *m, int parent_dirfd, const char *name, const struct origin *o)
+{
+    if (differs(parent_dirfd, name, &o->signature))
+        return true;
+    return *o->template_key && strcmp(o->template_key, o->key) != 0 &&
+           differs(m->origins.templates_dirfd, template_name(o->template_key), &o->base_signature);
 }
 
 bool origin_current(struct manager *m, const char *key, const char *manifest)
@@ -339,7 +348,7 @@ bool origin_current(struct manager *m, const char *key, const char *manifest)
     if (o)
         o->refs++;
     pthread_mutex_unlock(&m->origins.lock);
-    const bool current = is && !touched(m->origins.templates_dirfd, template_name(key), o);
+    const bool current = is && !touched(m, m->origins.templates_dirfd, template_name(key), o);
     origin_unref(m, o);
     return current;
 }
@@ -348,7 +357,7 @@ bool origin_current(struct manager *m, const char *key, const char *manifest)
 static int claim_untouched(struct manager *m, const struct ask *a, struct origin **ret, struct err *err)
 {
     int claimed = claim(m, a, ret, err);
-    if (claimed == 0 && touched(a->parent_dirfd, a->name, *ret)) {
+    if (claimed == 0 && touched(m, a->parent_dirfd, a->name, *ret)) {
         log_warn("origin %.20s: its files were touched; they are checked again", a->key);
         origin_drop(m, *ret);
         origin_unref(m, *ret);
@@ -441,6 +450,7 @@ static void take_over(struct origin *to, struct origin *from)
     to->runs = from->runs;
     to->ram_bytes = from->ram_bytes;
     to->signature = from->signature;
+    to->base_signature = from->base_signature;
     snprintf(to->template_key, sizeof to->template_key, "%s", from->template_key);
     snprintf(to->template_manifest, sizeof to->template_manifest, "%s", from->template_manifest);
     from->commands = NULL;

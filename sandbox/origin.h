@@ -31,6 +31,7 @@ struct origin {
     int spool_dirfd;                   // their output so far; -1: none
     struct ram_runs runs;              // pages that differ from the template; empty for a template
     struct saved_signature signature;  // of its directory when it was checked
+    struct saved_signature base_signature; // and of its template's, where it is no template itself
     int64_t used_ms;                   // monotonic
     int64_t retry_ms;                  // failed: not again before
     struct err err;
