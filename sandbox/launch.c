@@ -239,7 +239,7 @@ static void random_ids(char machine_id[static 33], char boot_id[static 37])
 
 // Nobody gets a sandbox that continues from a state before its agent has proved that it is somebody else. One that comes back
 // from cold is the same machine: it keeps name and machine id.
-static int renew(struct launch *l, struct err *err)
+static int renew(struct launch *l, bool stands, struct err *err)
 {
     uint8_t seed[MSG_SEED_BYTES];
     char machine_id[33], boot_id[37];
@@ -249,7 +249,11 @@ static int renew(struct launch *l, struct err *err)
     const bool same = l->kind == LAUNCH_WAKE;
     const struct vm_identity id = {.seed = seed, .clock = true, .hostname = same ? NULL : l->s->id,
                                    .machine_id = same ? NULL : machine_id, .boot_id = boot_id};
-    return vm_refresh(l->vm, &id, REFRESH_MS, &l->refreshed, err);
+    const int64_t until = clock_mono_ms() + l->s->m->o.boot_timeout_ms;
+    l->ran = true; // from here on nobody can tell that it has not
+    if (stands)
+        return vm_resume_as(l->vm, &id, until, REFRESH_MS, &l->refreshed, err);
+    return vm_wait_ready(l->vm, until, err) ? vm_refresh(l->vm, &id, REFRESH_MS, &l->refreshed, err) : -1;
 }
 
 // Waits for the agent. A delete or cancel meanwhile kills the VM (lifecycle.c), which ends the wait.
@@ -259,10 +263,8 @@ static int stage_agent(void *arg, struct err *err)
     struct sandbox *s = l->s;
     const int64_t t = clock_mono_us();
     const bool stands = l->origin && (!l->pooled || !l->pool_restored); // restored, and not yet let go
-    bool up = !stands || vm_resume(l->vm, err) == 0;
-    l->ran = up;
-    up = up && vm_wait_ready(l->vm, clock_mono_ms() + s->m->o.boot_timeout_ms, err);
-    up = up && (!l->continued || renew(l, err) == 0);
+    const bool up = l->continued ? renew(l, stands, err) == 0
+                                 : vm_wait_ready(l->vm, clock_mono_ms() + s->m->o.boot_timeout_ms, err);
     l->t_agent_us = clock_mono_us() - t;
     if (up && !op_should_stop(s, l->op, err))
         return 0;

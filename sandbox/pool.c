@@ -14,7 +14,6 @@
 #define RESTORE_MS 30000
 #define READY_MS 60000
 #define WARM_ROUNDS 4        // the second meets translated code, the third what ran only then
-#define REFRESH_MS 10000
 #define YIELD_MS 20          // a request launches something: look again after this
 #define QUIET_LOOKS 50       // no launch and no command for so many of them: a second
 #define YIELD_MOST_MS 5000   // … but a server that is never quiet fills its pool too
@@ -22,8 +21,6 @@
 #define DEFAULT_VCPUS 1      // the wire contract's defaults
 #define DEFAULT_MEMORY_MIB 256
 #define DEFAULT_DISK_MIB 1024
-#define POOLED_MACHINE_ID "00000000000040008000000000000001" // nobody's: replaced when it is taken
-#define POOLED_BOOT_ID "00000000-0000-4000-8000-000000000001"
 
 struct pool_class {
     struct pool_class *next;
@@ -143,15 +140,15 @@ static int entry_restore(struct manager *m, struct pool_entry *e, struct err *er
 {
     CLEANUP_FD int state = origin_state_open(e->origin, err);
     (void)m;
-    if (state < 0 || vm_restore(e->vm, state, RESTORE_MS, err) != 0 || vm_resume(e->vm, err) != 0 ||
-        !vm_wait_ready(e->vm, clock_mono_ms() + READY_MS, err))
+    if (state < 0 || vm_restore(e->vm, state, RESTORE_MS, err) != 0)
         return -1;
     // Its identity is renewed when it is taken; done once before, that meets translated code as well.
     uint8_t seed[MSG_SEED_BYTES];
     struct vm_refreshed r = {0};
-    const struct vm_identity id = {.seed = seed, .clock = true, .hostname = e->name, .machine_id = POOLED_MACHINE_ID,
-                                   .boot_id = POOLED_BOOT_ID};
-    if (crypto_random(seed, sizeof seed) != 0 || vm_refresh(e->vm, &id, REFRESH_MS, &r, err) != 0)
+    const struct vm_identity id = {.seed = seed, .clock = true, .hostname = e->name, .machine_id = WARM_MACHINE_ID,
+                                   .boot_id = WARM_BOOT_ID};
+    if (crypto_random(seed, sizeof seed) != 0 ||
+        vm_resume_as(e->vm, &id, clock_mono_ms() + READY_MS, WARM_REFRESH_MS, &r, err) != 0)
         return -1;
     if (warm_up(&e->warm, e->vm, WARM_ROUNDS, err) != 0)
         return -1;
