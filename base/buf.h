@@ -16,6 +16,8 @@ struct buf {
 };
 
 #define BUF_INIT(max_bytes) ((struct buf){.max = (max_bytes)})
+// Over an array of the caller's: never grown, not to be freed.
+#define BUF_OVER(array) ((struct buf){.data = (array), .cap = sizeof(array), .max = sizeof(array) - 1})
 
 void buf_init(struct buf *b, size_t max);
 void buf_free(struct buf *b);              // accepts an empty or zeroed buffer; leaves it empty

@@ -20,7 +20,7 @@
 #define AGENT_VERSION "0.1.0"
 #define AGENT_FEATURES                                                                                                 \
     (MSG_FEATURE_COMMANDS | MSG_FEATURE_FILES | MSG_FEATURE_STDIN | MSG_FEATURE_SHUTDOWN | MSG_FEATURE_FREEZE |        \
-     MSG_FEATURE_REFRESH)
+     MSG_FEATURE_REFRESH | MSG_FEATURE_EARLY_BULK)
 
 // ---- boot.c: from nothing to a root with our overlay --------------------------------------------------------------------
 void boot_early(void);                 // proc, sys, dev, modules

@@ -83,7 +83,8 @@ size_t command_running(void)
 // ---- telling ------------------------------------------------------------------------------------------------------
 static void tell(struct command *c, int type)
 {
-    struct buf b = BUF_INIT(1024);
+    uint8_t room[1024];
+    struct buf b = BUF_OVER(room);
     c->state.command_id = (struct slice){(const uint8_t *)c->command_id, strlen(c->command_id)};
     c->state.stdin_bytes = c->in_start;
     c->state.stdin_received = c->in_end;
@@ -92,7 +93,6 @@ static void tell(struct command *c, int type)
     c->state.stderr_bytes = c->out[1].end;
     if (msg_command_encode(&b, &c->state) == 0)
         (void)port_send_buf(&control_port, (uint8_t)type, 0, c->id, &b);
-    buf_free(&b);
 }
 
 void command_tell_states(void)
@@ -211,11 +211,11 @@ static void take_output(struct pipe_end *e)
 // ---- stdin ------------------------------------------------------------------------------------------------------
 static void credit_stdin(struct command *c)
 {
-    struct buf b = BUF_INIT(256);
+    uint8_t room[256];
+    struct buf b = BUF_OVER(room);
     const struct msg_offsets o = {.stdin_offset = c->in_start};
     if (msg_offsets_encode(&b, &o) == 0)
         (void)port_send_buf(&control_port, FRAME_STDIN_CREDIT, 0, c->id, &b);
-    buf_free(&b);
 }
 
 static void give_stdin(struct command *c)
@@ -346,36 +346,52 @@ void command_attach(uint64_t id, const struct msg_offsets *o)
 }
 
 // ---- starting -----------------------------------------------------------------------------------------------------
-static char *text_of(struct slice s)
+// The words of one command, until its exec: a message's text fits, and what env_of adds. No allocator: in a guest that was
+// forked a moment ago each path through one is translated anew.
+static struct {
+    char text[FRAME_PAYLOAD_MAX + 4096];
+    size_t used;
+    char *argv[MSG_ARGS_MAX + 1], *envp[MSG_ARGS_MAX + 7];
+} words;
+
+// a, then b. NULL when it does not fit.
+static char *word_new(struct slice a, struct slice b)
 {
-    char *text = malloc(s.len + 1);
-    if (text) {
-        memcpy(text, s.data, s.len);
-        text[s.len] = 0;
-    }
-    return text;
+    char *to = words.text + words.used;
+    if (a.len + b.len + 1 > sizeof words.text - words.used)
+        return NULL;
+    if (a.len)
+        memcpy(to, a.data, a.len);
+    if (b.len)
+        memcpy(to + a.len, b.data, b.len);
+    to[a.len + b.len] = 0;
+    words.used += a.len + b.len + 1;
+    return to;
 }
 
-static void free_list(char **list)
+static struct slice slice_of(const char *text)
 {
-    for (size_t i = 0; list && list[i]; i++)
-        free(list[i]);
-    free(list);
+    return (struct slice){(const uint8_t *)text, strlen(text)};
+}
+
+static char *text_of(struct slice s)
+{
+    return word_new(s, (struct slice){0});
 }
 
 static char **argv_of(const struct msg_run *m)
 {
-    char **list = calloc(m->n_args + 1, sizeof *list);
-    for (size_t i = 0; list && i < m->n_args; i++)
-        list[i] = text_of(m->args[i]);
-    return list;
+    for (size_t i = 0; i < m->n_args; i++)
+        words.argv[i] = text_of(m->args[i]);
+    words.argv[m->n_args] = NULL;
+    return words.argv;
 }
 
-static bool has_key(char **list, size_t n, const char *pair)
+static bool has_key(char **list, size_t n, const char *key)
 {
-    const size_t key = (size_t)(strchr(pair, '=') - pair) + 1;
+    const size_t len = strlen(key);
     for (size_t i = 0; i < n; i++)
-        if (list[i] && strncmp(list[i], pair, key) == 0)
+        if (list[i] && strncmp(list[i], key, len) == 0)
             return true;
     return false;
 }
@@ -383,26 +399,21 @@ static bool has_key(char **list, size_t n, const char *pair)
 // The command's own variables, then what a login would have set and it did not.
 static char **env_of(const struct msg_run *m, const struct user *u, const char **ret_path)
 {
-    char plain[6][320];
-    snprintf(plain[0], sizeof plain[0], "PATH=%s", DEFAULT_PATH);
-    snprintf(plain[1], sizeof plain[1], "HOME=%s", u->home);
-    snprintf(plain[2], sizeof plain[2], "USER=%s", u->name);
-    snprintf(plain[3], sizeof plain[3], "LOGNAME=%s", u->name);
-    snprintf(plain[4], sizeof plain[4], "SHELL=%s", u->shell);
-    snprintf(plain[5], sizeof plain[5], "LANG=C.UTF-8");
-    char **list = calloc(m->n_env + 7, sizeof *list);
+    const char *const plain[6][2] = {{"PATH=", DEFAULT_PATH}, {"HOME=", u->home}, {"USER=", u->name},
+                                     {"LOGNAME=", u->name}, {"SHELL=", u->shell}, {"LANG=", "C.UTF-8"}};
     size_t n = 0;
-    for (size_t i = 0; list && i < m->n_env; i++)
+    for (size_t i = 0; i < m->n_env; i++)
         if (memchr(m->env[i].data, '=', m->env[i].len))
-            list[n++] = text_of(m->env[i]);
-    for (size_t i = 0; list && i < 6; i++)
-        if (!has_key(list, n, plain[i]))
-            list[n++] = strdup(plain[i]);
+            words.envp[n++] = text_of(m->env[i]);
+    for (size_t i = 0; i < 6; i++)
+        if (!has_key(words.envp, n, plain[i][0]))
+            words.envp[n++] = word_new(slice_of(plain[i][0]), slice_of(plain[i][1]));
+    words.envp[n] = NULL;
     *ret_path = DEFAULT_PATH;
     for (size_t i = 0; i < n; i++)
-        if (list[i] && strncmp(list[i], "PATH=", 5) == 0)
-            *ret_path = list[i] + 5;
-    return list;
+        if (words.envp[i] && strncmp(words.envp[i], "PATH=", 5) == 0)
+            *ret_path = words.envp[i] + 5;
+    return words.envp;
 }
 
 static int null_fd = -1; // what a command without stdin reads; kept
@@ -480,12 +491,13 @@ static void start(struct command *c, const struct msg_run *m)
         return;
     }
     const char *path;
-    char *cwd = m->cwd.len ? text_of(m->cwd) : strdup(dir_exists("/work") ? "/work" : "/");
-    char *write_dir = m->write_dir.len ? text_of(m->write_dir) : NULL;
+    words.used = 0;
+    const char *cwd = m->cwd.len ? text_of(m->cwd) : dir_exists("/work") ? "/work" : "/";
+    const char *write_dir = m->write_dir.len ? text_of(m->write_dir) : NULL;
     char **argv = argv_of(m), **envp = env_of(m, &user, &path);
     struct spawn s = {.user = &user, .cwd = cwd, .argv = argv, .envp = envp, .path = path, .write_dir = write_dir,
                       .make_dir = m->make_dir};
-    if (!cwd || !argv || !argv[0] || !envp || !pipes_make(&p, c->has_stdin)) {
+    if (!cwd || !argv[0] || !pipes_make(&p, c->has_stdin)) {
         spawn_failure(c, MSG_SPAWN_SYSTEM, errno ? errno : ENOMEM);
     } else {
         s.stdin_fd = c->has_stdin ? p.theirs[0] : null_fd;
@@ -503,10 +515,6 @@ static void start(struct command *c, const struct msg_run *m)
         p.ours[i] = -1;
     }
     pipes_close(p.theirs);
-    free_list(argv);
-    free_list(envp);
-    free(cwd);
-    free(write_dir);
     if (c->pid <= 0) {
         pipes_close((int[3]){-1, -1, -1});
         end_now(c);

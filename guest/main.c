@@ -33,6 +33,11 @@ static struct port_source control_source = {{SOURCE_PORT}, &control_port}, bulk_
 static struct source child_source = {SOURCE_CHILD}, wake_source = {SOURCE_WAKE};
 static uint8_t session[16];
 static bool session_up;
+static struct {                 // a hello on bulk whose session control has not begun yet
+    bool there;
+    uint8_t session[16];
+    uint64_t version;
+} early_bulk;
 
 int loop_add(int fd, uint32_t events, void *source)
 {
@@ -75,7 +80,8 @@ static struct slice text_slice(const char *text)
 
 static void reply(struct port *p, uint64_t version)
 {
-    struct buf b = BUF_INIT(1024);
+    uint8_t room[1024];
+    struct buf b = BUF_OVER(room);
     struct utsname uts;
     char boot_id[40] = "";
     const int fd = open("/proc/sys/kernel/random/boot_id", O_RDONLY | O_CLOEXEC | O_NONBLOCK);
@@ -92,13 +98,19 @@ static void reply(struct port *p, uint64_t version)
     port_preamble(p, p->parser.nonce);
     if (msg_hello_reply_encode(&b, &m) == 0)
         port_send_buf(p, FRAME_HELLO_REPLY, 0, 0, &b);
-    buf_free(&b);
 }
 
 static uint64_t choose(const struct msg_hello *m)
 {
     const uint64_t most = m->version_max < PROTO_VERSION_MAX ? m->version_max : PROTO_VERSION_MAX;
     return most >= PROTO_VERSION_MIN && most >= m->version_min ? most : 0;
+}
+
+static void bulk_joins(uint64_t version)
+{
+    early_bulk.there = false;
+    reply(&bulk_port, version);
+    bulk_port.up = version != 0;
 }
 
 static void hello(struct port *p, const struct frame *f)
@@ -108,10 +120,11 @@ static void hello(struct port *p, const struct frame *f)
         return;
     const uint64_t version = choose(&m);
     if (p == &bulk_port) {
-        if (!session_up || memcmp(m.session, session, sizeof session) != 0)
-            return;
-        reply(p, version);
-        p->up = version != 0;
+        early_bulk.there = true;
+        early_bulk.version = version;
+        memcpy(early_bulk.session, m.session, sizeof m.session);
+        if (session_up && memcmp(m.session, session, sizeof session) == 0)
+            bulk_joins(version);
         return;
     }
     memcpy(session, m.session, sizeof session);
@@ -122,6 +135,8 @@ static void hello(struct port *p, const struct frame *f)
     if (version == 0)
         return;
     p->up = true;
+    if (early_bulk.there && memcmp(early_bulk.session, session, sizeof session) == 0)
+        bulk_joins(early_bulk.version);
     command_tell_states();
     port_send(p, FRAME_READY, 0, 0, NULL, 0, NULL, 0);
     static bool told;
@@ -177,7 +192,8 @@ static void on_file(const struct frame *f)
 // its thread. Nothing waits here for a disk. The overlay's figures are those of the disk its upper directory is on.
 static void on_freeze(const struct port *p, uint64_t id)
 {
-    struct buf b = BUF_INIT(256);
+    uint8_t room[256];
+    struct buf b = BUF_OVER(room);
     struct statvfs fs;
     struct msg_frozen m = {.port = p->which, .n_commands = command_running()};
     fileop_settle();
@@ -187,13 +203,13 @@ static void on_freeze(const struct port *p, uint64_t id)
     }
     if (msg_frozen_encode(&b, &m) == 0)
         port_send_buf(&control_port, FRAME_FROZEN, 0, id, &b);
-    buf_free(&b);
 }
 
 // What cannot be read is answered too, as done by nobody: the host need not wait for its deadline.
 static void on_refresh(const struct frame *f)
 {
-    struct buf b = BUF_INIT(2048);
+    uint8_t room[2048];
+    struct buf b = BUF_OVER(room);
     struct msg_refresh m;
     struct refreshed r = {0};
     if (msg_refresh_decode(f->payload, f->length, &m) == 0)
@@ -202,7 +218,6 @@ static void on_refresh(const struct frame *f)
         r.m.fault = text_slice("the request cannot be read");
     if (msg_refreshed_encode(&b, &r.m) == 0)
         port_send_buf(&control_port, FRAME_REFRESHED, 0, f->id, &b);
-    buf_free(&b);
 }
 
 static void on_control(const struct frame *f)

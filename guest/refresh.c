@@ -136,8 +136,12 @@ static bool open_own(struct identity *id)
 static int store(struct identity *id, const char *text)
 {
     char line[BOOT_ID_LEN + 2];
-    const int n = snprintf(line, sizeof line, "%s\n", text);
-    return open_own(id) && pwrite(id->fd, line, (size_t)n, 0) == n ? 0 : -1;
+    const size_t n = strlen(text);
+    if (n >= sizeof line)
+        return -1;
+    memcpy(line, text, n);
+    line[n] = '\n';
+    return open_own(id) && pwrite(id->fd, line, n + 1, 0) == (ssize_t)n + 1 ? 0 : -1;
 }
 
 // Binds our file over the path, over an empty one where the image has none. 0, or -1 with errno.

@@ -96,22 +96,16 @@ static void __attribute__((noreturn)) child(struct spawn *s, char *path, size_t 
 
 pid_t spawn_run(struct spawn *s)
 {
-    char *path = malloc(LIMIT_PATH_BYTES + 512);
+    static char path[LIMIT_PATH_BYTES + 512]; // main thread only
     sigset_t all, old;
-    if (!path) {
-        s->stage = MSG_SPAWN_SYSTEM;
-        s->err = ENOMEM;
-        return -1;
-    }
     s->stage = MSG_SPAWN_OK;
     sigfillset(&all);
     sigprocmask(SIG_BLOCK, &all, &old);
     const pid_t pid = vfork();
     if (pid == 0)
-        child(s, path, LIMIT_PATH_BYTES + 512);
+        child(s, path, sizeof path);
     const int code = errno;
     sigprocmask(SIG_SETMASK, &old, NULL);
-    free(path);
     if (pid < 0) {
         s->stage = MSG_SPAWN_SYSTEM;
         s->err = code;

@@ -8,13 +8,32 @@ size_t window_room(const struct window *w)
     return WINDOW_MAX - (size_t)(w->end - w->acked);
 }
 
+// Rings of the first size, kept for the next command: to map and unmap one costs as much as a short command's output.
+#define FIRST_CAP 65536
+#define SPARE_MAX 4
+static uint8_t *spare[SPARE_MAX];
+static unsigned n_spare;
+
+static uint8_t *ring_new(size_t cap)
+{
+    return cap == FIRST_CAP && n_spare > 0 ? spare[--n_spare] : malloc(cap);
+}
+
+static void ring_free(uint8_t *data, size_t cap)
+{
+    if (data && cap == FIRST_CAP && n_spare < SPARE_MAX)
+        spare[n_spare++] = data;
+    else
+        free(data);
+}
+
 // Doubles the ring; the kept bytes move to their places in the larger one.
 static bool grow(struct window *w)
 {
-    const size_t cap = w->cap ? 2 * w->cap : 65536;
+    const size_t cap = w->cap ? 2 * w->cap : FIRST_CAP;
     if (cap > WINDOW_MAX)
         return false;
-    uint8_t *data = malloc(cap);
+    uint8_t *data = ring_new(cap);
     if (!data)
         return false;
     for (uint64_t at = w->acked; at < w->end;) {
@@ -25,7 +44,7 @@ static bool grow(struct window *w)
         memcpy(data + to, w->data + from, n);
         at += n;
     }
-    free(w->data);
+    ring_free(w->data, w->cap);
     w->data = data;
     w->cap = cap;
     return true;
@@ -68,7 +87,7 @@ void window_ack(struct window *w, uint64_t offset)
     w->acked = offset;
     if (w->sent < offset)
         w->sent = offset;
-    if (w->acked == w->end && w->cap > 65536)
+    if (w->acked == w->end && w->cap > FIRST_CAP)
         window_free(w);
 }
 
@@ -80,7 +99,7 @@ void window_rewind(struct window *w, uint64_t offset)
 
 void window_free(struct window *w)
 {
-    free(w->data);
+    ring_free(w->data, w->cap);
     w->data = NULL;
     w->cap = 0;
 }

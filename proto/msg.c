@@ -321,6 +321,8 @@ const char *msg_feature_name(uint64_t bit)
         return "refresh";
     case MSG_FEATURE_SHUTDOWN:
         return "shutdown";
+    case MSG_FEATURE_EARLY_BULK:
+        return "early_bulk";
     default:
         return NULL;
     }

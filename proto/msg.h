@@ -27,6 +27,7 @@ struct slice {
 #define MSG_FEATURE_SHUTDOWN (1ull << 3)
 #define MSG_FEATURE_FREEZE (1ull << 4)
 #define MSG_FEATURE_REFRESH (1ull << 5)
+#define MSG_FEATURE_EARLY_BULK (1ull << 6) // bulk's hello may come before control's
 const char *msg_feature_name(uint64_t bit); // "commands"; NULL for a bit we do not know
 
 enum msg_port { MSG_PORT_CONTROL = 1, MSG_PORT_BULK = 2 };

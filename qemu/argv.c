@@ -9,10 +9,14 @@
 // guest's timer go one-shot, so that an idle guest sleeps; spec-ctrl is nothing TCG could honour. norandmaps: TCG finds
 // translated code again by its virtual address, so that a process of which every copy lies elsewhere is translated anew each
 // time (25 ms against 6 for `sh -c true`, and a buffer that fills with copies); emulation is no security boundary anyway.
+// psi=0 lsm=…: what each switch and exec would run through for nobody (pressure accounting, AppArmor and TOMOYO without a
+// profile); sysctl.vm.…: threads that would wake twice a second to look. All of it a fork has to translate anew.
 static const struct {
     const char *accel, *cpu, *cmdline;
 } BY_ACCEL[] = {
-    [VM_ACCEL_TCG] = {"tcg,tb-size=64", "Nehalem,spec-ctrl=off,+arat", " no_timer_check mitigations=off norandmaps"},
+    [VM_ACCEL_TCG] = {"tcg,tb-size=64", "Nehalem,spec-ctrl=off,+arat",
+                      " no_timer_check mitigations=off norandmaps psi=0 lsm=landlock,yama "
+                      "sysctl.vm.compaction_proactiveness=0 sysctl.vm.stat_interval=60"},
     [VM_ACCEL_KVM] = {"kvm", "host", ""},
 };
 
@@ -137,6 +141,7 @@ int argv_qemu(const struct vm_spec *spec, const struct argv_fds *fds, struct arg
     failed |= add(ret, "-m") | add(ret, "%d", spec->memory_mib) | add(ret, "-smp") | add(ret, "%d", spec->vcpus);
     failed |= add_memory(ret, spec, fds->ram);
     if (spec->incoming) { // what was booted is in the memory: loading it again would cost time and 14 MB
+        failed |= add(ret, "-S"); // else QEMU lets it run as soon as the state is loaded, before we know
         failed |= add(ret, "-incoming") | add(ret, "defer");
         failed |= add(ret, "-global") | add(ret, "migration.send-configuration=off");
     } else {

@@ -220,7 +220,7 @@ void channel_hold(struct channel *c, bool hold)
 }
 
 // ---- opening ------------------------------------------------------------------------------------------------------
-int channel_open(struct channel *c, int fd_stolen, const struct buf *hello)
+int channel_open(struct channel *c, int fd_stolen, const struct buf *hello, const struct buf *first)
 {
     uint8_t nonce[FRAME_NONCE_BYTES], h[FRAME_HEADER_BYTES];
     if (crypto_random(nonce, sizeof nonce) != 0) {
@@ -243,6 +243,8 @@ int channel_open(struct channel *c, int fd_stolen, const struct buf *hello)
     (void)buf_add(&c->tx, nonce, sizeof nonce);
     (void)buf_add(&c->tx, h, sizeof h);
     (void)buf_add(&c->tx, hello->data, hello->len);
+    if (first)
+        (void)buf_add(&c->tx, first->data, first->len);
     c->want_write = !flush_locked(c);
     pthread_mutex_unlock(&c->lock);
     c->watch = loop_watch_add(c->loop, c->fd, events_of(c), on_event, c);

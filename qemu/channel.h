@@ -34,8 +34,9 @@ struct channel {
 };
 
 void channel_init(struct channel *c, struct loop *loop, size_t tx_max, const struct channel_callbacks *cb, void *arg);
-// Takes a connected, non-blocking socket; sends preamble and hello. Loop thread. 0, or -1.
-int channel_open(struct channel *c, int fd_stolen, const struct buf *hello);
+// Takes a connected, non-blocking socket; sends preamble and hello, and behind it `first`: whole frames that need not wait for
+// the answer, or NULL. Loop thread. 0, or -1.
+int channel_open(struct channel *c, int fd_stolen, const struct buf *hello, const struct buf *first);
 void channel_up(struct channel *c, bool up);
 void channel_close(struct channel *c);   // loop thread
 void channel_destroy(struct channel *c); // closed before

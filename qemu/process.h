@@ -3,13 +3,15 @@
 #ifndef AIRLOCK_QEMU_PROCESS_H
 #define AIRLOCK_QEMU_PROCESS_H
 
+#include <stdatomic.h>
+
 #include "qemu/argv.h"
 
 struct process {
     pid_t outer, pid;            // bubblewrap; QEMU (pid 1 of its namespace)
     uint64_t outer_start, start; // start times, field 22 of /proc/PID/stat
     int outer_pidfd, pidfd;
-    bool ours;                   // outer is our child: to be reaped
+    atomic_bool ours;            // outer is our child: to be reaped, by the loop or by who ends it
     int stderr_fd;               // what QEMU said, a sealed memory file of fixed size; -1 when adopted
     size_t stderr_told;
     uid_t uid;

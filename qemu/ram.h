@@ -98,8 +98,8 @@ int ram_sparse_copy(int from_fd, int to_fd, uint8_t *ret_hash_or_null, struct er
 
 // ---- what a VM's memory costs -----------------------------------------------------------------------------------------
 struct ram_cost {
-    uint64_t unique_bytes;  // private pages, dirty or anonymous, of QEMU and its jail: gone when it ends
-    uint64_t shared_bytes;  // of the guest's memory: pages of the template that it maps
+    uint64_t unique_bytes;  // pages that are no file's, of QEMU and its jail: gone when it ends
+    uint64_t shared_bytes;  // of the guest's memory: pages of the template that it maps, whoever else does
     uint64_t vmm_bytes;     // of unique_bytes: not the guest's memory
     uint64_t guest_bytes;   // of unique_bytes: the guest's memory
 };

@@ -159,48 +159,56 @@ int ram_guest_read(const struct ram_guest *g, const struct ram_runs *runs, void 
 }
 
 // ---- what it costs --------------------------------------------------------------------------------------------------
+// Not Private_*: smaps counts a page of the template as private where only one process maps it just now. "Anonymous" are the
+// pages that are nobody's file: those that were copied when they were written, or that never had one. "SwapPss" are
+// those of them that are swapped, without the template's (Linux Documentation/filesystems/proc.rst).
 struct sums {
     uint64_t unique, guest, shared;
 };
 
-static void add_smaps(pid_t pid, uint64_t guest_bytes, struct sums *s, bool *ret_read)
+static void add_field(const char *line, bool guest, bool ram, struct sums *s)
+{
+    unsigned long long kb;
+    char field[32];
+    if (sscanf(line, "%31[^:]: %llu kB", field, &kb) != 2)
+        return;
+    const bool own = strcmp(field, "Anonymous") == 0;
+    if (own || strcmp(field, "SwapPss") == 0) {
+        s->unique += kb * 1024;
+        s->guest += guest ? kb * 1024 : 0;
+    }
+    if (ram && strcmp(field, "Rss") == 0)
+        s->shared += kb * 1024;
+    else if (ram && own)
+        s->shared -= kb * 1024; // after its Rss
+}
+
+static int add_smaps(pid_t pid, uint64_t guest_bytes, struct sums *s)
 {
     char path[64], line[512];
     snprintf(path, sizeof path, "/proc/%d/smaps", (int)pid);
     FILE *f = fopen(path, "re");
     struct area a = {0};
     bool guest = false;
-    *ret_read = f != NULL;
-    while (f && fgets(line, sizeof line, f)) {
-        unsigned long long kb;
-        char field[32];
-        if (parse_area(line, &a) && strchr(line, '-') && strchr(line, '-') < strchr(line, ' ')) {
+    if (!f)
+        return -1;
+    while (fgets(line, sizeof line, f)) {
+        if (parse_area(line, &a))
             guest = guest_bytes > 0 && a.writable && (a.ram || (a.anonymous && a.end - a.begin == guest_bytes));
-            continue;
-        }
-        if (sscanf(line, "%31[^:]: %llu kB", field, &kb) != 2)
-            continue;
-        if (strcmp(field, "Private_Dirty") == 0 || strcmp(field, "Swap") == 0) {
-            s->unique += kb * 1024;
-            s->guest += guest ? kb * 1024 : 0;
-        } else if (guest && (strcmp(field, "Shared_Clean") == 0 || strcmp(field, "Shared_Dirty") == 0 ||
-                             strcmp(field, "Private_Clean") == 0)) {
-            s->shared += kb * 1024;
-        }
+        else
+            add_field(line, guest, guest && a.ram, s);
     }
-    if (f)
-        fclose(f);
+    fclose(f);
+    return 0;
 }
 
 int ram_cost_read(pid_t pid, pid_t outer, uint64_t guest_bytes, struct ram_cost *ret)
 {
     struct sums s = {0};
-    bool read, outer_read = false;
-    add_smaps(pid, guest_bytes, &s, &read);
-    if (outer > 0)
-        add_smaps(outer, 0, &s, &outer_read);
-    if (!read)
+    if (add_smaps(pid, guest_bytes, &s) != 0)
         return -1;
+    if (outer > 0)
+        (void)add_smaps(outer, 0, &s);
     *ret = (struct ram_cost){s.unique, s.shared, s.unique - s.guest, s.guest};
     return 0;
 }

@@ -47,7 +47,7 @@ static struct vm *vm_new(const char *id, int run_dirfd, struct loop *loop, const
     vm->cb = cb;
     vm->arg = arg;
     vm->run_dirfd = dir;
-    vm->qmp_fd = vm->console_fd = -1;
+    vm->qmp_fd = vm->console_fd = vm->early_fds[0] = vm->early_fds[1] = -1;
     vm->reconnect_ms = RECONNECT_MS;
     vm->process = (struct process){.outer = -1, .pid = -1, .outer_pidfd = -1, .pidfd = -1, .stderr_fd = -1};
     atomic_store(&vm->next_id, (unsigned long long)clock_wall_ms() << 14); // below 2^56 until the year 2109
@@ -64,6 +64,8 @@ static void vm_destroy(struct vm *vm)
     fd_close(&vm->run_dirfd);
     fd_close(&vm->qmp_fd);
     fd_close(&vm->console_fd);
+    fd_close(&vm->early_fds[0]);
+    fd_close(&vm->early_fds[1]);
     pthread_cond_destroy(&vm->changed);
     pthread_mutex_destroy(&vm->lock);
     free(vm);
@@ -105,7 +107,10 @@ static void attach(void *arg)
     vm->attached = true;
     qmp_connect(vm, a->qmp_fd);
     console_connect(vm, a->console_fd);
-    session_connect(vm);
+    if (vm->waits)
+        session_hold(vm);
+    else
+        session_connect(vm);
     vm->gone_watch = loop_watch_add(vm->loop, vm->process.pidfd, EPOLLIN, on_gone, vm);
     free(a);
 }
@@ -212,7 +217,7 @@ struct vm *vm_launch(const struct vm_spec *spec, struct loop *loop, const struct
         return NULL;
     vm->accel = spec->accel;
     vm->ram_is_file = spec->ram_fd > 0;
-    vm->paused = spec->incoming;
+    vm->paused = vm->waits = spec->incoming;
     if (start(vm, spec, err) == 0)
         return vm;
     vm_destroy(vm);

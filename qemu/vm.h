@@ -126,6 +126,10 @@ struct vm_refreshed {
 // transport_failed/not_unique (naming the parts).
 int vm_refresh(struct vm *vm, const struct vm_identity *id, int timeout_ms, struct vm_refreshed *ret, struct err *err);
 
+// vm_resume, vm_wait_ready until the deadline and vm_refresh in one, for a VM whose state was loaded.
+int vm_resume_as(struct vm *vm, const struct vm_identity *id, int64_t deadline_mono_ms, int timeout_ms,
+                 struct vm_refreshed *ret, struct err *err);
+
 // From now on callbacks go to cb and arg. Waits for the loop: none of the old ones runs after it returns.
 void vm_rebind(struct vm *vm, const struct vm_callbacks *cb, void *arg);
 // Lowest scheduling priority, or back to normal, for all of QEMU's threads: best effort.

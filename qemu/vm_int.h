@@ -37,6 +37,8 @@ struct vm {
     pthread_mutex_t lock;        // what worker threads wait for
     pthread_cond_t changed;
     bool ready, gone, detached;
+    unsigned sessions;           // begun so far
+    bool waits;                  // for vm_resume, after vm_restore: no session yet
     bool paused;                 // by us: no pings, and a new server leaves it so
     unsigned frozen;             // ports that have answered the freeze under way: 1 << enum msg_port
     uint64_t freeze_id;          // 0: none
@@ -55,6 +57,8 @@ struct vm {
     bool attached;
     struct channel control, bulk;
     uint8_t session[16];
+    int early_fds[2];            // connected before a saved state is loaded, silent until it goes on; else -1
+    struct buf *first;           // goes with the next hello; borrowed, NULL: nothing
     struct vm_hello hello;
     bool control_said, bulk_said, states_done, session_up, mute;
     struct loop_timer *hello_timer, *ping_timer, *reconnect_timer, *resume_timer;
@@ -76,6 +80,7 @@ struct vm {
 // vm_session.c: loop thread but where said.
 extern const struct channel_callbacks VM_CHANNEL_CALLBACKS;
 void session_connect(struct vm *vm);
+void session_hold(struct vm *vm);             // connects, says nothing: the guest has not been loaded
 void session_close(struct vm *vm);
 // vm_state.c
 void state_frozen(struct vm *vm, const struct frame *f);    // loop

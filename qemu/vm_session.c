@@ -16,6 +16,19 @@
 static void reconnect_later(struct vm *vm);
 
 // ---- connecting -----------------------------------------------------------------------------------------------------
+// Both are connected before a saved state is loaded: a guest that finds its host as it left it has nothing to do about that.
+void session_hold(struct vm *vm)
+{
+    vm->early_fds[0] = fd_unix_connect(vm->run_dirfd, "control");
+    vm->early_fds[1] = fd_unix_connect(vm->run_dirfd, "bulk");
+}
+
+static int connected(struct vm *vm, const char *name, enum msg_port port)
+{
+    int *early = &vm->early_fds[port == MSG_PORT_BULK];
+    return *early >= 0 ? fd_steal(early) : fd_unix_connect(vm->run_dirfd, name);
+}
+
 static int open_channel(struct vm *vm, struct channel *c, const char *name, enum msg_port port)
 {
     CLEANUP_BUF struct buf hello = BUF_INIT(512);
@@ -23,14 +36,14 @@ static int open_channel(struct vm *vm, struct channel *c, const char *name, enum
                                 .wall_ms = clock_wall_ms(), .hostname = {(const uint8_t *)vm->hostname, strlen(vm->hostname)}};
     struct msg_hello with = m;
     memcpy(with.session, vm->session, sizeof with.session);
-    const int fd = fd_unix_connect(vm->run_dirfd, name);
+    const int fd = connected(vm, name, port);
     if (fd < 0)
         return -1;
     if (msg_hello_encode(&hello, &with) != 0) {
         close(fd);
         return -1;
     }
-    return channel_open(c, fd, &hello);
+    return channel_open(c, fd, &hello, port == MSG_PORT_CONTROL ? vm->first : NULL);
 }
 
 static void hello_late(void *arg)
@@ -48,9 +61,15 @@ static void hello_late(void *arg)
 
 void session_connect(struct vm *vm)
 {
+    const bool early = vm->early_fds[1] >= 0;
+    pthread_mutex_lock(&vm->lock);
+    vm->sessions++;
+    pthread_mutex_unlock(&vm->lock);
     vm->control_said = vm->bulk_said = vm->states_done = false;
     if (crypto_random(vm->session, sizeof vm->session) != 0 ||
-        open_channel(vm, &vm->control, "control", MSG_PORT_CONTROL) != 0) {
+        open_channel(vm, &vm->control, "control", MSG_PORT_CONTROL) != 0 ||
+        (early && open_channel(vm, &vm->bulk, "bulk", MSG_PORT_BULK) != 0)) {
+        session_close(vm);
         reconnect_later(vm);
         return;
     }
@@ -186,7 +205,12 @@ static void on_hello_reply(struct vm *vm, struct channel *c, const struct frame 
     copy_text(vm->hello.boot_id, sizeof vm->hello.boot_id, m.boot_id);
     vm->control_said = true;
     channel_up(c, true);
-    // Bulk joins the session that control has begun.
+    // Bulk joins the session that control has begun; where it has said so before, an agent that knows that has it.
+    if (vm->bulk.fd >= 0 && (m.features & MSG_FEATURE_EARLY_BULK)) {
+        maybe_ready(vm);
+        return;
+    }
+    channel_close(&vm->bulk);
     if (open_channel(vm, &vm->bulk, "bulk", MSG_PORT_BULK) != 0) {
         session_close(vm);
         reconnect_later(vm);

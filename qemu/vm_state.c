@@ -62,9 +62,49 @@ int vm_pause(struct vm *vm, struct err *err)
     return -1;
 }
 
+// The session of a guest that was loaded begins when it goes on: what it is told is there when it wakes.
+struct begin {
+    struct vm *vm;
+    struct buf *first;
+    bool done;
+};
+
+static void begin_now(void *arg)
+{
+    struct begin *b = arg;
+    struct vm *vm = b->vm;
+    if (vm->attached) {
+        vm->first = b->first;
+        session_connect(vm);
+        vm->first = NULL;
+    }
+    pthread_mutex_lock(&vm->lock);
+    b->done = true;
+    pthread_cond_broadcast(&vm->changed);
+    pthread_mutex_unlock(&vm->lock);
+}
+
+static int begin_session(struct vm *vm, struct buf *first, struct err *err)
+{
+    struct begin b = {vm, first, false};
+    pthread_mutex_lock(&vm->lock);
+    const bool waits = vm->waits;
+    vm->waits = false;
+    pthread_mutex_unlock(&vm->lock);
+    if (!waits)
+        return 0;
+    if (loop_post(vm->loop, begin_now, &b) != 0)
+        return err_set(err, ERR_INTERNAL, "out_of_memory", "out of memory");
+    pthread_mutex_lock(&vm->lock);
+    while (!b.done)
+        pthread_cond_wait(&vm->changed, &vm->lock);
+    pthread_mutex_unlock(&vm->lock);
+    return 0;
+}
+
 int vm_resume(struct vm *vm, struct err *err)
 {
-    if (ask(vm, "cont", NULL, QMP_MS, err) != 0)
+    if (begin_session(vm, NULL, err) != 0 || ask(vm, "cont", NULL, QMP_MS, err) != 0)
         return -1;
     set_paused(vm, false);
     return 0;
@@ -316,23 +356,24 @@ static int refresh_check(const struct vm_identity *id, const struct vm_refreshed
     return -1;
 }
 
-int vm_refresh(struct vm *vm, const struct vm_identity *id, int timeout_ms, struct vm_refreshed *ret, struct err *err)
+// Encodes the request and makes ready for its answer, which is known by the generation.
+static int refresh_prepare(struct vm *vm, const struct vm_identity *id, struct buf *out, struct err *err)
 {
-    CLEANUP_BUF struct buf b = BUF_INIT(1024);
     struct msg_refresh m = {.seed = {id->seed, id->seed ? MSG_SEED_BYTES : 0}, .wall_ms = id->clock ? clock_wall_ms() : 0,
                             .hostname = slice_of(id->hostname), .machine_id = slice_of(id->machine_id),
                             .boot_id = slice_of(id->boot_id)};
-    if (!(vm->hello.features & MSG_FEATURE_REFRESH))
-        return err_set(err, ERR_UNSUPPORTED_CAPABILITY, "agent_refresh", "the sandbox's agent is of an older version");
-    if (crypto_random(m.generation, sizeof m.generation) != 0 || msg_refresh_encode(&b, &m) != 0)
+    if (crypto_random(m.generation, sizeof m.generation) != 0 || msg_refresh_encode(out, &m) != 0)
         return err_set(err, ERR_INTERNAL, "out_of_memory", "out of memory");
-    const int64_t until = clock_mono_ms() + timeout_ms;
     pthread_mutex_lock(&vm->lock);
     memcpy(vm->refresh_generation, m.generation, sizeof m.generation);
     vm->refreshed_came = false;
     pthread_mutex_unlock(&vm->lock);
-    if (vm_send(vm, FRAME_REFRESH, vm_next_id(vm), &b, err) != 0)
-        return -1;
+    return 0;
+}
+
+static int refresh_wait(struct vm *vm, const struct vm_identity *id, int timeout_ms, struct vm_refreshed *ret, struct err *err)
+{
+    const int64_t until = clock_mono_ms() + timeout_ms;
     pthread_mutex_lock(&vm->lock);
     bool in_time = true;
     while (!vm->refreshed_came && !vm->gone && in_time)
@@ -347,6 +388,37 @@ int vm_refresh(struct vm *vm, const struct vm_identity *id, int timeout_ms, stru
     if (!in_time)
         return err_set(err, ERR_TIMEOUT, "agent_refresh", "the agent did not renew the guest's identity in time");
     return err_set(err, ERR_TRANSPORT_FAILED, "vm_died", "the virtual machine ended before its agent answered");
+}
+
+int vm_refresh(struct vm *vm, const struct vm_identity *id, int timeout_ms, struct vm_refreshed *ret, struct err *err)
+{
+    CLEANUP_BUF struct buf b = BUF_INIT(1024);
+    if (!(vm->hello.features & MSG_FEATURE_REFRESH))
+        return err_set(err, ERR_UNSUPPORTED_CAPABILITY, "agent_refresh", "the sandbox's agent is of an older version");
+    if (refresh_prepare(vm, id, &b, err) != 0 || vm_send(vm, FRAME_REFRESH, vm_next_id(vm), &b, err) != 0)
+        return -1;
+    return refresh_wait(vm, id, timeout_ms, ret, err);
+}
+
+// The request goes out with the hello, so that the guest wakes once for all of it.
+int vm_resume_as(struct vm *vm, const struct vm_identity *id, int64_t deadline_mono_ms, int timeout_ms,
+                 struct vm_refreshed *ret, struct err *err)
+{
+    CLEANUP_BUF struct buf b = BUF_INIT(1024), first = BUF_INIT(2048);
+    uint8_t h[FRAME_HEADER_BYTES];
+    if (refresh_prepare(vm, id, &b, err) != 0)
+        return -1;
+    frame_header(h, FRAME_REFRESH, 0, vm_next_id(vm), (uint32_t)b.len);
+    if (!buf_add(&first, h, sizeof h) || !buf_add(&first, b.data, b.len))
+        return err_set(err, ERR_INTERNAL, "out_of_memory", "out of memory");
+    if (begin_session(vm, &first, err) != 0 || vm_resume(vm, err) != 0 || !vm_wait_ready(vm, deadline_mono_ms, err))
+        return -1;
+    if (!(vm->hello.features & MSG_FEATURE_REFRESH))
+        return err_set(err, ERR_UNSUPPORTED_CAPABILITY, "agent_refresh", "the sandbox's agent is of an older version");
+    pthread_mutex_lock(&vm->lock);
+    const bool again = vm->sessions > 1 && !vm->refreshed_came; // the hello that it came with was of another session
+    pthread_mutex_unlock(&vm->lock);
+    return again ? vm_refresh(vm, id, timeout_ms, ret, err) : refresh_wait(vm, id, timeout_ms, ret, err);
 }
 
 // ---- owner and priority ---------------------------------------------------------------------------------------------

@@ -85,20 +85,21 @@ uint64_t budget_mib(const struct manager *m)
     return m->o.memory_budget_mib > 0 ? (uint64_t)m->o.memory_budget_mib : (uint64_t)m->host.memory_mib * 9 / 10;
 }
 
-// What templates and loaded snapshots hold: each once, however many share it.
-static uint64_t shared_mib(struct manager *m)
+// What templates and loaded snapshots hold: each once, however many share it. In use: by sandboxes, now.
+static uint64_t shared_mib(struct manager *m, bool in_use)
 {
     uint64_t bytes = 0;
     pthread_mutex_lock(&m->origins.lock);
     for (const struct origin *o = m->origins.list; o; o = o->next)
-        bytes += o->state == ORIGIN_READY ? o->held_bytes : 0;
+        if (o->state == ORIGIN_READY && (!in_use || o->refs > 1 + o->pool_refs))
+            bytes += o->held_bytes;
     pthread_mutex_unlock(&m->origins.lock);
     return bytes >> 20;
 }
 
 int budget_take(struct manager *m, unsigned mib, struct err *err)
 {
-    const uint64_t budget = budget_mib(m), shared = shared_mib(m);
+    const uint64_t budget = budget_mib(m), shared = shared_mib(m, true);
     pthread_mutex_lock(&m->lock);
     const uint64_t used = m->committed_mib + shared;
     const bool fits = used + mib <= budget;
@@ -108,10 +109,46 @@ int budget_take(struct manager *m, unsigned mib, struct err *err)
     if (fits)
         return 0;
     err_set(err, ERR_UNAVAILABLE, "memory_budget",
-            "%u MiB at worst do not fit: %llu of %llu MiB are promised to running sandboxes and templates", mib,
+            "%u MiB at worst do not fit: %llu of %llu MiB are promised to sandboxes and the templates they use", mib,
             (unsigned long long)used, (unsigned long long)budget);
+    if (mib > budget)
+        return err_remedy(err, "ask for less: no more than %llu MiB are there for all sandboxes (guest memory and %d MiB each)",
+                          (unsigned long long)budget, vm_overhead_mib(VM_ACCEL_TCG));
     return err_remedy(err, "end, stop or cool down sandboxes worth %llu MiB (guest memory and %d MiB each)",
                       (unsigned long long)(used + mib - budget), vm_overhead_mib(VM_ACCEL_TCG));
+}
+
+int64_t budget_left(struct manager *m)
+{
+    const uint64_t budget = budget_mib(m), shared = shared_mib(m, false);
+    pthread_mutex_lock(&m->lock);
+    const int64_t left = (int64_t)budget - (int64_t)(m->committed_mib + m->pooled_mib + shared);
+    pthread_mutex_unlock(&m->lock);
+    return left;
+}
+
+bool budget_pool_take(struct manager *m, unsigned mib)
+{
+    const uint64_t budget = budget_mib(m), shared = shared_mib(m, false);
+    pthread_mutex_lock(&m->lock);
+    const bool fits = m->committed_mib + m->pooled_mib + shared + mib <= budget;
+    if (fits)
+        m->pooled_mib += mib;
+    pthread_mutex_unlock(&m->lock);
+    return fits;
+}
+
+void budget_pool_give(struct manager *m, unsigned mib)
+{
+    pthread_mutex_lock(&m->lock);
+    m->pooled_mib -= mib < m->pooled_mib ? mib : m->pooled_mib;
+    pthread_mutex_unlock(&m->lock);
+}
+
+void budget_make_room(struct manager *m)
+{
+    while (budget_left(m) < 0 && (pool_give_up(m) || origins_give_up(m)))
+        ;
 }
 
 void budget_force(struct manager *m, unsigned mib)
@@ -131,10 +168,11 @@ void budget_give(struct manager *m, unsigned mib)
 int sandbox_budget_take(struct sandbox *s, enum vm_accel accel, int memory_mib, struct err *err)
 {
     const unsigned need = budget_need(accel, memory_mib);
-    if (s->reserved_mib > 0)
-        return 0; // at its admission
-    if (budget_take(s->m, need, err) != 0)
-        return -1;
-    s->reserved_mib = need;
+    if (s->reserved_mib == 0) { // not at its admission
+        if (budget_take(s->m, need, err) != 0)
+            return -1;
+        s->reserved_mib = need;
+    }
+    budget_make_room(s->m);
     return 0;
 }

@@ -119,7 +119,9 @@ static void move(struct sandbox *s, struct op *op, int from, int to, json_t *fac
     job_finish(&op->job, true, NULL, s->id);
     struct change c = {.job_update = &op->job, .from_state = from, .cause = op->name, .settle = &op->a,
                        .outcome = "succeeded", .status = op->success_status, .ref = s->id, .facts = facts};
+    crash_point(s, "commit");
     const int failed = commit_row(s, &c, &row, err);
+    crash_point(s, "end");
     op_done(op, s, failed ? err : NULL);
 }
 
@@ -355,6 +357,7 @@ static void wake_commit(struct sandbox *s, struct op *op, struct launch *l)
         return;
     }
     sandbox_publish(s, &l->row);
+    crash_point(s, "end");
     cold_erase(s, NULL); // of an epoch that is over
     op_done(op, s, NULL);
 }

@@ -242,7 +242,6 @@ static void admitted(void *arg, const struct err *err)
     c->sent_ms = clock_mono_ms();
     bool sent = false;
     if (s->vm && s->session && !c->finishing) {
-        c->row.agent_id = vm_next_id(s->vm);
         c->seen = s->session_no;
         sent = vm_send(s->vm, FRAME_RUN, c->row.agent_id, &c->run, &send_err) == 0;
     }
@@ -295,6 +294,7 @@ void command_launch(struct command *c, const struct command_request *r)
         err_remedy(&err, "wait for one to end, or signal it");
     }
     if (!refused) {
+        c->row.agent_id = vm_next_id(s->vm); // recorded: who continues from a paused guest after a restart cannot ask for it
         c->next = s->commands;
         s->commands = c;
         s->n_commands++;

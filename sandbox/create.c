@@ -56,6 +56,7 @@ static void commit_up(struct launch *l)
     }
     atomic_fetch_add(&s->m->boots, 1);
     sandbox_publish(s, &l->row);
+    crash_point(s, "end");
     op_done(l->op, s, NULL);
 }
 

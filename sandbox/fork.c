@@ -186,6 +186,7 @@ static void group_commit(struct fork_group *g, struct sandbox *last)
         sandbox_publish(g->children[i].s, &g->children[i].row);
         atomic_fetch_add(&g->m->boots, 1);
     }
+    crash_point(last, "end");
     group_answer(g, NULL);
     group_free(g);
 }
@@ -476,6 +477,9 @@ static void fork_snapshot_work(void *arg)
     if (!failed) {
         CLEANUP_JSON json_t *backend = json_object();
         json_put_str(backend, "accel", row.accel);
+        json_put_str(backend, "isolation", strcmp(row.accel, "kvm") == 0 ? "hardware" : "emulated");
+        json_put_str(backend, "boot_path", "fork");
+        json_put_str(backend, "qemu_version", m->host.qemu_version);
         struct sandbox_row from = {.vcpus = row.vcpus, .memory_mib = row.memory_mib, .disk_mib = row.disk_mib,
                                    .env_json = row.env_json, .backend_json = json_dumps(backend, JSON_COMPACT)};
         snprintf(from.id, sizeof from.id, "%s", row.sandbox_id);

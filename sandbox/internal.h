@@ -139,7 +139,8 @@ struct manager {
     struct pool pool;
     int snapshots_dirfd;
     atomic_bool expiring;        // snapshots past their retention are being deleted
-    uint64_t committed_mib;      // worst case of all VMs; under lock
+    uint64_t committed_mib;      // worst case of all sandboxes' VMs; under lock
+    uint64_t pooled_mib;         // and of the pool's, which give way to them; under lock
     struct loop_timer *tick;
     pthread_mutex_t pending_lock; // admissions of an earlier server, by receipt id, until settled
     struct admission *pending;
@@ -223,7 +224,7 @@ void system_admission(struct admission *a, const char *tenant, const char *opera
 
 // ---- crash.c ----------------------------------------------------------------------------------------------------
 // Ends the process here where a test build was told so: AIRLOCK_CRASH_AT=<operation>.<stage>, by the name of the operation
-// that runs. Nothing in a release build.
+// that runs; without a sandbox, stage is the whole name. Nothing in a release build.
 #ifdef AIRLOCK_CRASH_POINTS
 void crash_point(struct sandbox *s, const char *stage);
 #else
@@ -248,12 +249,18 @@ void sandbox_uid_release(struct sandbox *s);
 int manager_uid_take(struct manager *m, unsigned *ret_uid, struct err *err);
 void manager_uid_give(struct manager *m, unsigned uid);
 // The memory budget: worst case of every VM. A sandbox's share is taken with its admission or launch and given back with its
-// uid (sandbox_uid_release). budget_take: unavailable/memory_budget.
+// uid (sandbox_uid_release). budget_take: unavailable/memory_budget. What is only kept for later (the pool, templates that
+// nobody uses) is never in its way: it is given up before the VM starts, by budget_make_room.
 unsigned budget_need(enum vm_accel accel, int memory_mib);
 uint64_t budget_mib(const struct manager *m);
 int budget_take(struct manager *m, unsigned mib, struct err *err);
 void budget_force(struct manager *m, unsigned mib);  // of a VM that runs already
 void budget_give(struct manager *m, unsigned mib);
+bool budget_pool_take(struct manager *m, unsigned mib); // of what is left when everything counts
+void budget_pool_give(struct manager *m, unsigned mib);
+int64_t budget_left(struct manager *m);              // MiB when everything counts; may be negative
+void budget_make_room(struct manager *m);
+bool manager_stopping(struct manager *m);
 void memory_gauges(struct manager *m, json_t *g);    // memory.c
 int sandbox_budget_take(struct sandbox *s, enum vm_accel accel, int memory_mib, struct err *err);
 int sandbox_erase(struct sandbox *s, json_t *report, bool keep_records, struct err *err);

@@ -153,6 +153,7 @@ static int journal_runtime(struct launch *l, struct err *err)
     CLEANUP_JSON json_t *runtime = vm_runtime(l->vm);
     if (!runtime)
         return err_set(err, ERR_INTERNAL, "out_of_memory", "out of memory");
+    crash_point(l->s, "journal");
     const struct machine_parts parts = parts_of(l);
     json_put_int(runtime, "jail_uid", l->s->vm_uid);
     json_put(runtime, "machine", machine_of(&parts));
@@ -261,7 +262,7 @@ static void random_ids(char machine_id[static 33], char boot_id[static 37])
 
 // Nobody gets a sandbox that continues from a state before its agent has proved that it is somebody else. One that comes back
 // from cold is the same machine: it keeps name and machine id.
-static int renew(struct launch *l, struct err *err)
+static int renew(struct launch *l, bool stands, struct err *err)
 {
     uint8_t seed[MSG_SEED_BYTES];
     char machine_id[33], boot_id[37];
@@ -271,7 +272,11 @@ static int renew(struct launch *l, struct err *err)
     const bool same = l->kind == LAUNCH_WAKE;
     const struct vm_identity id = {.seed = seed, .clock = true, .hostname = same ? NULL : l->s->id,
                                    .machine_id = same ? NULL : machine_id, .boot_id = boot_id};
-    return vm_refresh(l->vm, &id, REFRESH_MS, &l->refreshed, err);
+    const int64_t until = clock_mono_ms() + l->s->m->o.boot_timeout_ms;
+    l->ran = true; // from here on nobody can tell that it has not
+    if (stands)
+        return vm_resume_as(l->vm, &id, until, REFRESH_MS, &l->refreshed, err);
+    return vm_wait_ready(l->vm, until, err) ? vm_refresh(l->vm, &id, REFRESH_MS, &l->refreshed, err) : -1;
 }
 
 // Waits for the agent. A delete or cancel meanwhile kills the VM (lifecycle.c), which ends the wait.
@@ -281,10 +286,8 @@ static int stage_agent(void *arg, struct err *err)
     struct sandbox *s = l->s;
     const int64_t t = clock_mono_us();
     const bool stands = l->origin && (!l->pooled || !l->pool_restored); // restored, and not yet let go
-    bool up = !stands || vm_resume(l->vm, err) == 0;
-    l->ran = up;
-    up = up && vm_wait_ready(l->vm, clock_mono_ms() + s->m->o.boot_timeout_ms, err);
-    up = up && (!l->continued || renew(l, err) == 0);
+    const bool up = l->continued ? renew(l, stands, err) == 0
+                                 : vm_wait_ready(l->vm, clock_mono_ms() + s->m->o.boot_timeout_ms, err);
     l->t_agent_us = clock_mono_us() - t;
     if (up && !op_should_stop(s, l->op, err))
         return 0;
@@ -319,11 +322,7 @@ static int move_in(struct launch *l, struct pool_entry *e, struct err *err)
         return err_sys(err, errno, "moving a pooled disk");
     s->vm_uid = e->uid;
     e->uid = 0;
-    if (s->reserved_mib > 0) {
-        budget_give(m, e->reserved_mib); // its admission reserved as much
-    } else {
-        s->reserved_mib = e->reserved_mib;
-    }
+    budget_pool_give(m, e->reserved_mib); // its admission reserved as much
     e->reserved_mib = 0;
     begin_vm(s);
     vm_rebind(e->vm, &SANDBOX_VM_CALLBACKS, s);
@@ -334,6 +333,7 @@ static int move_in(struct launch *l, struct pool_entry *e, struct err *err)
     l->journal_job = true;
     if (journal_runtime(l, err) != 0)
         return -1;
+    crash_point(s, "claim");
     if (launch_take_directory(m, e->name, s->id) != 0)
         return err_sys(err, errno, "naming a pooled VM's directory");
     fd_close(&s->run_dirfd);
@@ -392,14 +392,34 @@ static int run_claimed(struct launch *l, struct err *err)
     return failed;
 }
 
+// A VM that was made ahead and does not answer costs its client time, not the sandbox: another is made as if there had been
+// no pool. run_claimed has ended it.
+static bool pooled_failed(struct launch *l, struct err *err)
+{
+    if (op_should_stop(l->s, l->op, NULL))
+        return false;
+    log_warn("sandbox %s: its pooled VM failed: %s (%s); another is made", l->s->id, err->detail, err->code);
+    memset(err, 0, sizeof *err);
+    memset(&l->refreshed, 0, sizeof l->refreshed);
+    origin_unref(l->s->m, l->origin);
+    l->origin = NULL;
+    l->pooled = l->pool_restored = l->continued = l->ran = false;
+    l->boot_path = "cold";
+    l->t_launch_us = l->t_restore_us = l->t_agent_us = 0;
+    return true;
+}
+
 static int run(struct launch *l, struct err *err)
 {
     if (op_should_stop(l->s, l->op, err))
         return -1;
     if (launch_from_pool(l, err) != 0)
         return -1;
-    if (l->pooled)
-        return run_claimed(l, err);
+    if (l->pooled) {
+        const int failed = run_claimed(l, err);
+        if (!failed || !pooled_failed(l, err))
+            return failed;
+    }
     if (stages_run(l->s, l->job, PREPARE, 1, l, err) != 0)
         return -1;
     return l->origin ? stages_run(l->s, l->job, CONTINUE, 3, l, err) : stages_run(l->s, l->job, BOOT, 2, l, err);

@@ -15,9 +15,12 @@ int sandbox_drop_vm(struct sandbox *s, bool end, struct err *err)
 {
     pthread_mutex_lock(&s->lock);
     struct vm *vm = s->vm;
+    struct origin *origin = s->origin; // its memory goes with the VM: a cold or stopped sandbox needs the files alone
     s->vm = NULL;
+    s->origin = NULL;
     s->session = false;
     pthread_mutex_unlock(&s->lock);
+    origin_unref(s->m, origin);
     if (!vm)
         return 0;
     const int failed = end ? vm_end(vm, err) : 0;
@@ -107,6 +110,7 @@ void stop_run(struct sandbox *s, struct op *op)
     }
     if (op->cb.admitted)
         op->cb.admitted(op->cb.arg, op->a.job_id);
+    crash_point(s, "shutdown");
     pthread_mutex_lock(&s->lock);
     struct vm *vm = s->vm;
     pthread_mutex_unlock(&s->lock);
@@ -127,7 +131,9 @@ void stop_run(struct sandbox *s, struct op *op)
     job_finish(&op->job, JOB_SUCCEEDED, NULL, s->id);
     struct change done = {.job_update = &op->job, .from_state = SANDBOX_STOPPING, .cause = "stop", .settle = &op->a,
                           .outcome = "succeeded", .status = op->success_status, .ref = s->id, .facts = facts};
+    crash_point(s, "commit");
     const int failed = commit_row(s, &done, &row, &err);
+    crash_point(s, "end");
     op_done(op, s, failed ? &err : NULL);
 }
 
@@ -333,6 +339,7 @@ void delete_run(struct sandbox *s, struct op *op)
     }
     if (op->cb.admitted)
         op->cb.admitted(op->cb.arg, op->a.job_id);
+    crash_point(s, "erase");
     CLEANUP_JSON json_t *report = report_new();
     const int vm_left = end_vm(s, report, &vm_err);
     sandbox_uid_release(s);
@@ -358,10 +365,12 @@ void delete_run(struct sandbox *s, struct op *op)
         row.runtime_json = NULL;
     }
     job_finish(&op->job, why ? JOB_FAILED : JOB_SUCCEEDED, problem, s->id);
+    crash_point(s, "commit");
     if (commit_row(s, &c, &row, &err) != 0) {
         op_done(op, s, &err);
         return;
     }
+    crash_point(s, "end");
     if (!why)
         registry_remove(s->m, s);
     op_done(op, s, why);

@@ -133,6 +133,14 @@ int manager_start(struct manager *m, struct err *err)
     return loop_post(m->loop, first_tick, m);
 }
 
+bool manager_stopping(struct manager *m)
+{
+    pthread_mutex_lock(&m->lock);
+    const bool stopping = m->stopping;
+    pthread_mutex_unlock(&m->lock);
+    return stopping;
+}
+
 // Operations under way reach their journaled end or are left to the next start, as after kill -9; sandboxes keep
 // running. The process ends right after: nothing is taken apart that another thread may still use.
 void manager_stop(struct manager *m)
@@ -142,6 +150,7 @@ void manager_stop(struct manager *m)
     pthread_mutex_unlock(&m->lock);
     hub_notify_all(m->hub);
     pool_end(m);
+    templates_stop(m);
     const int64_t until = clock_mono_ms() + 2000;
     while (atomic_load(&m->active) > 0 && clock_mono_ms() < until) {
         struct timespec pause = {.tv_nsec = 5 * 1000 * 1000};

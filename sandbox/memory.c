@@ -75,7 +75,7 @@ void memory_gauges(struct manager *m, json_t *g)
     const uint64_t hits = m->pool.hits, misses = m->pool.misses;
     pthread_mutex_unlock(&m->pool.lock);
     pthread_mutex_lock(&m->lock);
-    const uint64_t committed = m->committed_mib;
+    const uint64_t committed = m->committed_mib + m->pooled_mib;
     pthread_mutex_unlock(&m->lock);
     json_put_int(g, "airlock_memory_unique_bytes", (int64_t)sum.unique_bytes);
     json_put_int(g, "airlock_memory_shared_bytes", (int64_t)sum.shared_bytes);

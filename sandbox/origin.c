@@ -57,16 +57,36 @@ struct origin *origin_ref(struct manager *m, struct origin *o)
     return o;
 }
 
-void origin_unref(struct manager *m, struct origin *o)
+static void unref(struct manager *m, struct origin *o, bool pool)
 {
     if (!o)
         return;
     pthread_mutex_lock(&m->origins.lock);
     o->used_ms = clock_mono_ms();
+    o->pool_refs -= pool;
     const bool last = --o->refs == 0;
     pthread_mutex_unlock(&m->origins.lock);
     if (last)
         origin_free(o);
+}
+
+void origin_unref(struct manager *m, struct origin *o)
+{
+    unref(m, o, false);
+}
+
+struct origin *origin_pool_ref(struct manager *m, struct origin *o)
+{
+    pthread_mutex_lock(&m->origins.lock);
+    o->refs++;
+    o->pool_refs++;
+    pthread_mutex_unlock(&m->origins.lock);
+    return o;
+}
+
+void origin_pool_unref(struct manager *m, struct origin *o)
+{
+    unref(m, o, true);
 }
 
 int origin_state_open(const struct origin *o, struct err *err)
@@ -108,6 +128,32 @@ void origin_forget(struct manager *m, const char *key)
     origin_unref(m, o);
 }
 
+// Drops the least recently used one where those that nobody uses hold more than that.
+static bool drop_above(struct manager *m, uint64_t most)
+{
+    uint64_t idle = 0;
+    struct origin *oldest = NULL;
+    pthread_mutex_lock(&m->origins.lock);
+    for (struct origin *o = m->origins.list; o; o = o->next) {
+        if (o->state != ORIGIN_READY || o->refs > 1)
+            continue;
+        idle += o->held_bytes;
+        if (!oldest || o->used_ms < oldest->used_ms)
+            oldest = o;
+    }
+    const bool drop = oldest && idle > most;
+    if (drop) {
+        unlink_locked(&m->origins, oldest);
+        m->origins.evicted++;
+    }
+    pthread_mutex_unlock(&m->origins.lock);
+    if (!drop)
+        return false;
+    log_info("template %.20s: dropped from memory", oldest->key);
+    origin_unref(m, oldest);
+    return true;
+}
+
 // That one alone: another may have taken its place.
 static void origin_drop(struct manager *m, struct origin *o)
 {
@@ -122,29 +168,30 @@ static void origin_drop(struct manager *m, struct origin *o)
 
 void origins_trim(struct manager *m)
 {
-    const uint64_t most = (uint64_t)m->o.template_memory_mib << 20;
-    for (;;) {
-        uint64_t idle = 0;
-        struct origin *oldest = NULL;
-        pthread_mutex_lock(&m->origins.lock);
-        for (struct origin *o = m->origins.list; o; o = o->next) {
-            if (o->state != ORIGIN_READY || o->refs > 1)
-                continue;
-            idle += o->held_bytes;
-            if (!oldest || o->used_ms < oldest->used_ms)
-                oldest = o;
-        }
-        const bool drop = oldest && idle > most;
-        if (drop) {
-            unlink_locked(&m->origins, oldest);
-            m->origins.evicted++;
-        }
-        pthread_mutex_unlock(&m->origins.lock);
-        if (!drop)
-            return;
-        log_info("template %.20s: dropped from memory", oldest->key);
-        origin_unref(m, oldest);
-    }
+    while (drop_above(m, (uint64_t)m->o.template_memory_mib << 20))
+        ;
+}
+
+bool origins_give_up(struct manager *m)
+{
+    return drop_above(m, 0);
+}
+
+bool origin_retire(struct manager *m, const char *name, const char *hidden)
+{
+    struct origins *os = &m->origins;
+    struct origin *o;
+    pthread_mutex_lock(&os->lock);
+    for (o = os->list; o && strcmp(template_name(o->key), name) != 0;)
+        o = o->next;
+    const bool used = o && (o->state == ORIGIN_MAKING || o->refs > 1);
+    const bool gone = !used && renameat(os->templates_dirfd, name, os->templates_dirfd, hidden) == 0;
+    if (gone && o)
+        unlink_locked(os, o);
+    pthread_mutex_unlock(&os->lock);
+    if (gone)
+        origin_unref(m, o);
+    return gone;
 }
 
 // Finds a ready one, or puts one into the list that the caller is to make. Waits for who makes it meanwhile.
@@ -195,10 +242,12 @@ static int claim(struct manager *m, const struct ask *a, struct origin **ret, st
             pthread_mutex_unlock(&os->lock);
             return 1;
         }
-        if (a->stop && a->stop(a->arg)) {
-            pthread_mutex_unlock(&os->lock);
+        pthread_mutex_unlock(&os->lock); // stop takes a sandbox's lock, under which others take ours
+        if (a->stop && a->stop(a->arg))
             return err_set(err, ERR_CONFLICT, "cancelled", "the operation was cancelled");
-        }
+        pthread_mutex_lock(&os->lock);
+        if (find(os, a->key) != o || o->state != ORIGIN_MAKING)
+            continue; // its end was told meanwhile
         const int64_t until = clock_mono_ms() + 250; // looks at stop again
         const struct timespec ts = {.tv_sec = until / 1000, .tv_nsec = until % 1000 * 1000000};
         (void)pthread_cond_timedwait(&os->changed, &os->lock, &ts);
@@ -307,14 +356,17 @@ bool origin_current(struct manager *m, const char *key, const char *manifest)
 // claim, but an origin whose files were touched since they were checked is none: it is loaded, and checked, again.
 static int claim_untouched(struct manager *m, const struct ask *a, struct origin **ret, struct err *err)
 {
-    const int claimed = claim(m, a, ret, err);
-    if (claimed != 0 || !touched(m, a->parent_dirfd, a->name, *ret))
-        return claimed;
-    log_warn("origin %.20s: its files were touched; they are checked again", a->key);
-    origin_drop(m, *ret);
-    origin_unref(m, *ret);
-    *ret = NULL;
-    return claim(m, a, ret, err);
+    int claimed = claim(m, a, ret, err);
+    if (claimed == 0 && touched(m, a->parent_dirfd, a->name, *ret)) {
+        log_warn("origin %.20s: its files were touched; they are checked again", a->key);
+        origin_drop(m, *ret);
+        origin_unref(m, *ret);
+        *ret = NULL;
+        claimed = claim(m, a, ret, err);
+    }
+    if (claimed == 0 && a->parent_dirfd == m->origins.templates_dirfd) // used now: eviction goes by it
+        (void)utimensat(a->parent_dirfd, a->name, NULL, 0);
+    return claimed;
 }
 
 int origin_template(struct manager *m, const struct machine_parts *parts, bool (*stop)(void *), void *arg,

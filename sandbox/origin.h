@@ -19,6 +19,7 @@ enum origin_state { ORIGIN_MAKING, ORIGIN_READY, ORIGIN_FAILED };
 struct origin {
     struct origin *next;
     int refs;                          // under origins.lock; the cache itself holds one
+    int pool_refs;                     // of them the pool's: it gives them up where the memory is needed
     enum origin_state state;
     char key[DIGEST_TEXT_MAX];         // template key or snapshot id; "" for a live fork: not in the cache
     char template_key[DIGEST_TEXT_MAX]; // what its pages differ from; "" for nothing
@@ -36,10 +37,13 @@ struct origin {
     struct err err;
 };
 
+struct template_build;
+
 struct origins {
     pthread_mutex_t lock;
     pthread_cond_t changed;
     struct origin *list;
+    struct template_build *builds;     // under way (template.c)
     int templates_dirfd;
     uint64_t made, loaded, evicted;    // for gauges
 };
@@ -63,9 +67,11 @@ int template_check(struct manager *m, const char *key, const char *manifest, jso
 bool template_same(const char *manifest, const char *found, json_t *mismatches);
 
 const char *template_name(const char *key);    // of its directory
-// Removes from disk what nobody needs above the limit: no loaded, snapshot's, live or cold sandbox's template.
+// Removes from disk, above the limit, what no snapshot, live or cold sandbox needs, least recently used first. The one used
+// last stays.
 void templates_evict(struct manager *m);
 void templates_sweep(struct manager *m);       // at start: half-written ones
+void templates_stop(struct manager *m);        // at the end: VMs of those in the making
 
 // A template by key and its manifest's digest, for what is built on it: pages that differ from one making of it fit no other.
 // None is made. 0; where it is not there as it was, *ret is NULL and mismatches has "template"; -1 with err.
@@ -85,9 +91,16 @@ struct origin *origin_ref(struct manager *m, struct origin *o);
 void origin_unref(struct manager *m, struct origin *o);        // accepts NULL
 // Takes it out of the cache (its users go on).
 void origin_forget(struct manager *m, const char *key);
+// The same for the pool.
+struct origin *origin_pool_ref(struct manager *m, struct origin *o);
+void origin_pool_unref(struct manager *m, struct origin *o);
+// Takes a template that nobody uses out of memory and gives its directory a hidden name, in one step. False: it is in use.
+bool origin_retire(struct manager *m, const char *name, const char *hidden);
 // A descriptor of its own offset. -1 with err.
 int origin_state_open(const struct origin *o, struct err *err);
-// Drops what nobody uses above the limits.
+// Drops what nobody uses above the limit.
 void origins_trim(struct manager *m);
+// Drops the least recently used of what nobody uses. False: there is none.
+bool origins_give_up(struct manager *m);
 
 #endif

@@ -14,7 +14,6 @@
 #define RESTORE_MS 30000
 #define READY_MS 60000
 #define WARM_ROUNDS 4        // the second meets translated code, the third what ran only then
-#define REFRESH_MS 10000
 #define YIELD_MS 20          // a request launches something: look again after this
 #define QUIET_LOOKS 50       // no launch and no command for so many of them: a second
 #define YIELD_MOST_MS 5000   // … but a server that is never quiet fills its pool too
@@ -22,15 +21,13 @@
 #define DEFAULT_VCPUS 1      // the wire contract's defaults
 #define DEFAULT_MEMORY_MIB 256
 #define DEFAULT_DISK_MIB 1024
-#define POOLED_MACHINE_ID "00000000000040008000000000000001" // nobody's: replaced when it is taken
-#define POOLED_BOOT_ID "00000000-0000-4000-8000-000000000001"
 
 struct pool_class {
     struct pool_class *next;
     char key[DIGEST_TEXT_MAX], image[DIGEST_TEXT_MAX];
     struct machine_parts parts;
     struct image_runtime runtime;
-    struct origin *origin;
+    struct origin *origin;     // reference; NULL: given up, until a create wants it again
     struct pool_entry *ready, *parked;
     unsigned n_ready, n_parked;
     int64_t used_ms, retry_ms;
@@ -77,12 +74,13 @@ void pool_want(struct manager *m, const struct machine_parts *parts, struct orig
         snprintf(c->image, sizeof c->image, "%s", parts->image_digest);
         c->parts.runtime = &c->runtime;
         c->parts.image_digest = c->image;
-        c->origin = origin_ref(m, o);
         c->next = p->classes;
         p->classes = c;
     }
-    if (c)
+    if (c) {
+        c->origin = c->origin ? c->origin : origin_pool_ref(m, o);
         c->used_ms = clock_mono_ms();
+    }
     pthread_mutex_unlock(&p->lock);
     pool_refill(m);
 }
@@ -92,7 +90,7 @@ void pool_entry_done(struct manager *m, struct pool_entry *e)
 {
     (void)fd_remove_tree(m->pool.dirfd, e->name, NULL);
     (void)fd_remove_tree(m->run_dirfd, e->name, NULL);
-    origin_unref(m, e->origin);
+    origin_pool_unref(m, e->origin);
     warm_free(&e->warm);
     free(e);
 }
@@ -107,8 +105,17 @@ void pool_entry_end(struct manager *m, struct pool_entry *e)
     }
     if (e->uid)
         manager_uid_give(m, e->uid);
-    budget_give(m, e->reserved_mib);
+    budget_pool_give(m, e->reserved_mib);
     pool_entry_done(m, e);
+}
+
+static void end_all(struct manager *m, struct pool_entry *list)
+{
+    while (list) {
+        struct pool_entry *next = list->next;
+        pool_entry_end(m, list);
+        list = next;
+    }
 }
 
 static int entry_launch(struct manager *m, struct pool_class *c, struct pool_entry *e, struct err *err)
@@ -120,8 +127,8 @@ static int entry_launch(struct manager *m, struct pool_class *c, struct pool_ent
     CLEANUP_FD int run = openat(m->run_dirfd, e->name, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (dir < 0 || run < 0)
         return err_sys(err, errno, "opening a pooled sandbox");
-    if (budget_take(m, need, err) != 0)
-        return -1;
+    if (!budget_pool_take(m, need))
+        return err_set(err, ERR_UNAVAILABLE, "memory_budget", "there is no memory for it");
     e->reserved_mib = need;
     CLEANUP_FD int root = images_open_blob(m->images, c->image, err);
     if (root < 0 || disk_copy(e->origin->disk_fd, dir, err) != 0 || manager_uid_take(m, &e->uid, err) != 0)
@@ -136,22 +143,27 @@ static int entry_launch(struct manager *m, struct pool_class *c, struct pool_ent
                                  .jail_uid = e->uid,
                                  .cgroup_parent = m->o.cgroup_parent};
     e->vm = vm_launch(&spec, m->loop, &WARM_CALLBACKS, &e->warm, err);
-    return e->vm ? 0 : -1;
+    if (!e->vm)
+        return -1;
+    pthread_mutex_lock(&m->pool.lock);
+    m->pool.making = e; // from here on it can be ended by others
+    pthread_mutex_unlock(&m->pool.lock);
+    return manager_stopping(m) ? err_set(err, ERR_UNAVAILABLE, "stopping", "the server stops") : 0;
 }
 
 static int entry_restore(struct manager *m, struct pool_entry *e, struct err *err)
 {
     CLEANUP_FD int state = origin_state_open(e->origin, err);
     (void)m;
-    if (state < 0 || vm_restore(e->vm, state, RESTORE_MS, err) != 0 || vm_resume(e->vm, err) != 0 ||
-        !vm_wait_ready(e->vm, clock_mono_ms() + READY_MS, err))
+    if (state < 0 || vm_restore(e->vm, state, RESTORE_MS, err) != 0)
         return -1;
     // Its identity is renewed when it is taken; done once before, that meets translated code as well.
     uint8_t seed[MSG_SEED_BYTES];
     struct vm_refreshed r = {0};
-    const struct vm_identity id = {.seed = seed, .clock = true, .hostname = e->name, .machine_id = POOLED_MACHINE_ID,
-                                   .boot_id = POOLED_BOOT_ID};
-    if (crypto_random(seed, sizeof seed) != 0 || vm_refresh(e->vm, &id, REFRESH_MS, &r, err) != 0)
+    const struct vm_identity id = {.seed = seed, .clock = true, .hostname = e->name, .machine_id = WARM_MACHINE_ID,
+                                   .boot_id = WARM_BOOT_ID};
+    if (crypto_random(seed, sizeof seed) != 0 ||
+        vm_resume_as(e->vm, &id, clock_mono_ms() + READY_MS, WARM_REFRESH_MS, &r, err) != 0)
         return -1;
     if (warm_up(&e->warm, e->vm, WARM_ROUNDS, err) != 0)
         return -1;
@@ -159,21 +171,43 @@ static int entry_restore(struct manager *m, struct pool_entry *e, struct err *er
     return 0;
 }
 
-static struct pool_entry *entry_make(struct manager *m, struct pool_class *c, bool restore, struct err *err)
+// Under the lock.
+static void keep(struct pool *p, struct pool_class *c, struct pool_entry *e)
 {
+    struct pool_entry **list = e->restored ? &c->ready : &c->parked;
+    while (*list) // used in the order in which they were made
+        list = &(*list)->next;
+    *list = e;
+    c->n_ready += e->restored;
+    c->n_parked += !e->restored;
+    p->made++;
+}
+
+static bool entry_make(struct manager *m, struct pool_class *c, bool restore, struct err *err)
+{
+    struct pool *p = &m->pool;
     struct pool_entry *e = calloc(1, sizeof *e);
     if (!e) {
         err_set(err, ERR_INTERNAL, "out_of_memory", "out of memory");
-        return NULL;
+        return false;
     }
-    e->class = c;
-    e->origin = origin_ref(m, c->origin);
     warm_init(&e->warm);
     id_new(ID_SANDBOX, e->name);
-    if (entry_launch(m, c, e, err) == 0 && (!restore || entry_restore(m, e, err) == 0))
-        return e;
-    pool_entry_end(m, e);
-    return NULL;
+    e->class = c;
+    pthread_mutex_lock(&p->lock);
+    e->origin = c->origin ? origin_pool_ref(m, c->origin) : NULL;
+    pthread_mutex_unlock(&p->lock);
+    bool made = e->origin && entry_launch(m, c, e, err) == 0 && (!restore || entry_restore(m, e, err) == 0);
+    pthread_mutex_lock(&p->lock);
+    p->making = NULL;
+    if (e->unwanted)
+        made = err_set(err, ERR_UNAVAILABLE, "memory_budget", "its memory is needed") == 0;
+    if (made)
+        keep(p, c, e);
+    pthread_mutex_unlock(&p->lock);
+    if (!made)
+        pool_entry_end(m, e);
+    return made;
 }
 
 struct pool_entry *pool_take(struct manager *m, const char *key)
@@ -201,12 +235,71 @@ struct pool_entry *pool_take(struct manager *m, const char *key)
     p->hits += e != NULL;
     p->misses += e == NULL;
     pthread_mutex_unlock(&p->lock);
-    while (dead) {
-        struct pool_entry *next = dead->next;
-        pool_entry_end(m, dead);
-        dead = next;
-    }
+    end_all(m, dead);
     return e;
+}
+
+// ---- giving up ------------------------------------------------------------------------------------------------------
+static unsigned n_of(const struct pool_class *c)
+{
+    return c->n_ready + c->n_parked;
+}
+
+bool pool_give_up(struct manager *m)
+{
+    struct pool *p = &m->pool;
+    struct pool_class *c = NULL;
+    struct pool_entry *e = NULL;
+    struct origin *o = NULL;
+    pthread_mutex_lock(&p->lock);
+    for (struct pool_class *one = p->classes; one; one = one->next)
+        if ((one->origin || n_of(one) > 0) && (!c || one->used_ms < c->used_ms))
+            c = one;
+    if (c && n_of(c) > 0) {
+        struct pool_entry **list = c->parked ? &c->parked : &c->ready;
+        *(c->parked ? &c->n_parked : &c->n_ready) -= 1;
+        e = *list;
+        *list = e->next;
+    } else if (c) {
+        o = c->origin;
+        c->origin = NULL;
+    }
+    const bool unwanted = !c && p->making && !p->making->unwanted;
+    if (unwanted) {
+        p->making->unwanted = true;
+        vm_kill(p->making->vm); // its maker ends it
+    }
+    pthread_mutex_unlock(&p->lock);
+    if (e) {
+        log_info("pool: one is given up: its memory is needed");
+        pool_entry_end(m, e);
+    }
+    origin_pool_unref(m, o);
+    return c || unwanted;
+}
+
+// Those whose QEMU ended: they count for nothing.
+static void reap(struct manager *m)
+{
+    struct pool_entry *dead = NULL;
+    pthread_mutex_lock(&m->pool.lock);
+    for (struct pool_class *c = m->pool.classes; c; c = c->next)
+        for (struct pool_entry **at = &c->ready, **list = at; list; list = list == &c->ready ? &c->parked : NULL, at = list)
+            while (*at) {
+                struct pool_entry *e = *at;
+                if (!warm_gone(&e->warm)) {
+                    at = &e->next;
+                    continue;
+                }
+                *at = e->next;
+                *(e->restored ? &c->n_ready : &c->n_parked) -= 1;
+                e->next = dead;
+                dead = e;
+            }
+    pthread_mutex_unlock(&m->pool.lock);
+    if (dead)
+        log_warn_limited("pool: a VM ended by itself; it is replaced");
+    end_all(m, dead);
 }
 
 // ---- filling --------------------------------------------------------------------------------------------------------
@@ -228,12 +321,13 @@ static struct pool_class *lacking(struct manager *m, bool *ret_restore)
     struct pool_class *best = NULL;
     unsigned ready, parked, mib;
     pool_count(m, &ready, &parked, &mib);
+    const int64_t left = budget_left(m);
     pthread_mutex_lock(&m->pool.lock);
     for (struct pool_class *c = m->pool.classes; c; c = c->next) {
         const bool lacks = c->n_ready < m->o.pool || c->n_parked < m->o.pool_parked;
         const unsigned need = budget_need(c->parts.accel, c->parts.memory_mib);
-        if (lacks && mib + need <= (unsigned)m->o.pool_memory_mib && clock_mono_ms() >= c->retry_ms &&
-            (!best || c->used_ms > best->used_ms))
+        const bool fits = mib + need <= (unsigned)m->o.pool_memory_mib && need <= left;
+        if (c->origin && lacks && fits && clock_mono_ms() >= c->retry_ms && (!best || c->used_ms > best->used_ms))
             best = c;
     }
     if (best)
@@ -250,14 +344,6 @@ static bool busy(struct manager *m)
     return launching;
 }
 
-static bool stopping(struct manager *m)
-{
-    pthread_mutex_lock(&m->lock);
-    const bool stop = m->stopping;
-    pthread_mutex_unlock(&m->lock);
-    return stop;
-}
-
 static void yield_to_requests(struct manager *m)
 {
     const struct timespec pause = {.tv_nsec = YIELD_MS * 1000000l};
@@ -267,36 +353,20 @@ static void yield_to_requests(struct manager *m)
         nanosleep(&pause, NULL); // who launches and runs is another's business: nobody is there to wake us
         now = atomic_load(&m->commands_run);
         quiet = busy(m) || now != before ? 0 : quiet + 1;
-        if (stopping(m))
+        if (manager_stopping(m))
             return;
     }
-}
-
-static void keep(struct manager *m, struct pool_class *c, struct pool_entry *e)
-{
-    pthread_mutex_lock(&m->pool.lock);
-    struct pool_entry **list = e->restored ? &c->ready : &c->parked;
-    while (*list) // used in the order in which they were made
-        list = &(*list)->next;
-    *list = e;
-    c->n_ready += e->restored;
-    c->n_parked += !e->restored;
-    m->pool.made++;
-    pthread_mutex_unlock(&m->pool.lock);
 }
 
 static void fill_work(void *arg)
 {
     struct manager *m = arg;
     bool restore = true;
-    for (struct pool_class *c; !stopping(m) && (c = lacking(m, &restore));) {
+    for (struct pool_class *c; !manager_stopping(m) && (c = lacking(m, &restore));) {
         struct err err = {0};
         yield_to_requests(m);
-        struct pool_entry *e = stopping(m) ? NULL : entry_make(m, c, restore, &err);
-        if (e) {
-            keep(m, c, e);
+        if (manager_stopping(m) || entry_make(m, c, restore, &err))
             continue;
-        }
         log_warn_limited("pool: a sandbox could not be made ahead: %s (%s) %s", err.detail, err.code, err.internal);
         pthread_mutex_lock(&m->pool.lock);
         m->pool.failed++;
@@ -312,7 +382,10 @@ static void fill_work(void *arg)
 void pool_refill(struct manager *m)
 {
     bool restore, go;
-    if (!enabled(m) || stopping(m) || !lacking(m, &restore))
+    if (!enabled(m) || manager_stopping(m))
+        return;
+    reap(m);
+    if (!lacking(m, &restore))
         return;
     pthread_mutex_lock(&m->pool.lock);
     go = !m->pool.filling;
@@ -341,12 +414,10 @@ void pool_end(struct manager *m)
                 e->next = all;
                 all = e;
             }
+    if (m->pool.making)
+        vm_kill(m->pool.making->vm); // its maker ends it
     pthread_mutex_unlock(&m->pool.lock);
-    while (all) {
-        struct pool_entry *next = all->next;
-        pool_entry_end(m, all);
-        all = next;
-    }
+    end_all(m, all);
 }
 
 // ---- at start ---------------------------------------------------------------------------------------------------------

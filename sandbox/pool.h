@@ -22,12 +22,14 @@ struct pool_entry {
     struct origin *origin;       // reference
     unsigned uid, reserved_mib;
     bool restored;
+    bool unwanted;               // in the making: ended, its memory is needed
 };
 
 struct pool {
     pthread_mutex_t lock;
     struct pool_class *classes;
     bool filling;
+    struct pool_entry *making;   // its VM is up, and it is not in a list yet
     int dirfd;                   // <state>/pool
     uint64_t hits, misses, made, failed;
 };
@@ -40,7 +42,10 @@ struct pool_entry *pool_take(struct manager *m, const char *key);
 // Its directory is the caller's from here on; frees the entry and what is left of it. The VM was taken out before.
 void pool_entry_done(struct manager *m, struct pool_entry *e);
 void pool_entry_end(struct manager *m, struct pool_entry *e); // ends the VM too
-// Fills what is missing, in the background. Called after a take and once a second.
+// Ends one of the template that was used least recently: a pool is a cache, and gives way to a sandbox that needs its memory.
+// False: nothing is left to give up.
+bool pool_give_up(struct manager *m);
+// Fills what is missing, in the background, and ends what died. Called after a take and once a second.
 void pool_refill(struct manager *m);
 // At start: the template of the default shape of an image, so that the pool is there before the first create.
 void pool_begin(struct manager *m);

@@ -82,6 +82,7 @@ static void prune_work(void *arg)
         }
     }
     json_decref(p.ids);
+    templates_evict(m); // what a deleted sandbox or snapshot needed
     atomic_fetch_sub(&m->active, 1);
 }
 

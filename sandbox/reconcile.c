@@ -3,6 +3,7 @@
 #include "qemu/disk_job.h"
 #include "sandbox/cold.h"
 #include "sandbox/launch.h"
+#include "sandbox/unfinished.h"
 
 #include <dirent.h>
 #include <errno.h>
@@ -13,84 +14,6 @@
 #include <unistd.h>
 
 #define ADOPT_READY_MS (LIMIT_AGENT_MUTE_MS + 1500) // by then it answers, or is told as mute
-
-// ---- admissions that were never settled ---------------------------------------------------------------------------------
-static bool keep_pending(void *arg, const struct admission *a)
-{
-    struct manager *m = arg;
-    struct admission *more = realloc(m->pending, (m->n_pending + 1) * sizeof *more);
-    if (!more)
-        return false;
-    m->pending = more;
-    m->pending[m->n_pending++] = *a;
-    return true;
-}
-
-bool pending_take(struct manager *m, const char *receipt_id, struct admission *ret)
-{
-    bool found = false;
-    pthread_mutex_lock(&m->pending_lock);
-    for (size_t i = 0; i < m->n_pending && !found; i++)
-        if (strcmp(m->pending[i].receipt_id, receipt_id) == 0) {
-            *ret = m->pending[i];
-            m->pending[i] = m->pending[--m->n_pending];
-            found = true;
-        }
-    pthread_mutex_unlock(&m->pending_lock);
-    return found;
-}
-
-// ---- jobs left behind -----------------------------------------------------------------------------------------------
-// Ends a job whose act is known to have become `outcome`.
-static void job_settle(struct manager *m, struct job_row *job, const struct admission *a, enum job_state state,
-                       const char *outcome, const struct err *why, int status)
-{
-    struct err err = {0};
-    struct change c = {.job_update = job, .settle = a, .outcome = outcome, .status = status,
-                       .ref = *job->ref ? job->ref : job->sandbox_id};
-    CLEANUP_FREE char *problem = NULL;
-    if (why) {
-        problem = change_set_failure(m, &c, a, why);
-        c.outcome = outcome;
-    }
-    job->state = state;
-    job->stage[0] = 0;
-    job->finished_at_ms = job->updated_at_ms = clock_wall_ms();
-    free(job->problem_json);
-    job->problem_json = problem ? strdup(problem) : NULL;
-    if (change_commit(m, &c, &err) != 0)
-        log_error("job %s: could not be ended: %s %s", job->id, err.detail, err.internal);
-}
-
-struct unfinished {
-    struct job_row *rows;
-    size_t n;
-    const char *sandbox_id;
-};
-
-static bool keep_job(void *arg, const struct job_row *row)
-{
-    struct unfinished *u = arg;
-    if (u->sandbox_id && strcmp(row->sandbox_id, u->sandbox_id) != 0)
-        return true;
-    struct job_row *more = realloc(u->rows, (u->n + 1) * sizeof *more);
-    if (!more)
-        return false;
-    u->rows = more;
-    struct job_row *to = &u->rows[u->n++];
-    *to = *row;
-    to->stages_json = row->stages_json ? strdup(row->stages_json) : NULL;
-    to->problem_json = row->problem_json ? strdup(row->problem_json) : NULL;
-    to->result_json = row->result_json ? strdup(row->result_json) : NULL;
-    return true;
-}
-
-static void unfinished_free(struct unfinished *u)
-{
-    for (size_t i = 0; i < u->n; i++)
-        job_row_free(&u->rows[i]);
-    free(u->rows);
-}
 
 // ---- one sandbox --------------------------------------------------------------------------------------------------
 static void commit_state(struct sandbox *s, int to, const char *reason, const char *cause)
@@ -243,6 +166,8 @@ static void adopt_running(struct sandbox *s)
     static const char ADOPTED[] = "adopted by a new server; what the console said meanwhile is not kept\n";
     sandbox_log(s, LOGSRC_VMM, "", "", (const uint8_t *)ADOPTED, sizeof ADOPTED - 1);
     bool ready = sandbox_present_state(s) == SANDBOX_PAUSED, deleted = false; // one that stands still cannot answer
+    if (ready && vm_pause(s->vm, &err) != 0) // its resume may have been cut after the guest was let go
+        log_error("sandbox %s: could not be paused again: %s", s->id, err.detail);
     while (!ready && !deleted && clock_mono_ms() < until) { // in steps: a delete does not wait for a mute agent
         memset(&err, 0, sizeof err);
         ready = vm_wait_ready(s->vm, clock_mono_ms() + 250, &err);
@@ -268,6 +193,7 @@ static void undo_create(struct sandbox *s, struct job_row *job, const struct adm
     if (sandbox_erase(s, report, true, &err) != 0)
         log_error("sandbox %s: %s", s->id, err.detail);
     commit_state(s, SANDBOX_DESTROYED, "create_undone", "restart");
+    crash_point(s, "settle");
     err_set(&why, ERR_UNAVAILABLE, "create_undone", "the server was restarted while the sandbox was made");
     err_remedy(&why, "send the request again");
     if (job)
@@ -341,6 +267,7 @@ static void redo_wake(struct sandbox *s, struct job_row *job, const struct admis
     } else {
         commit_state(s, SANDBOX_COLD, NULL, "restart");
     }
+    crash_point(s, "settle");
     err_set(&why, ERR_UNAVAILABLE, "resume_undone", "the server was restarted while the sandbox was resumed");
     err_remedy(&why, "send the request again");
     if (job)
@@ -378,6 +305,7 @@ static void resume_create(struct sandbox *s, struct job_row *job, const struct a
     struct err why = {0};
     end_stray(s, runtime);
     commit_state(s, SANDBOX_STOPPED, "start_undone", "restart");
+    crash_point(s, "settle");
     err_set(&why, ERR_UNAVAILABLE, "start_undone", "the server was restarted while the sandbox started");
     job_settle(s->m, job, a, JOB_FAILED, "undone", &why, 503);
 }
@@ -388,27 +316,9 @@ static void finish_stop(struct sandbox *s, struct job_row *job, const struct adm
     end_stray(s, runtime);
     commands_finish_all(s, OUTCOME_KILLED);
     commit_state(s, SANDBOX_STOPPED, NULL, "restart");
+    crash_point(s, "settle");
     if (job)
         job_settle(s->m, job, a, JOB_SUCCEEDED, "succeeded", NULL, 200);
-}
-
-// The admission of a job; one of our own where the earlier one was settled or is unknown.
-static void admission_of(struct manager *m, const struct job_row *job, struct admission *a)
-{
-    if (!pending_take(m, job->receipt_id, a)) {
-        system_admission(a, job->tenant, job->kind, job->sandbox_id);
-        snprintf(a->receipt_id, sizeof a->receipt_id, "%s", job->receipt_id);
-    }
-    snprintf(a->job_id, sizeof a->job_id, "%s", job->id);
-    snprintf(a->sandbox_id, sizeof a->sandbox_id, "%s", job->sandbox_id);
-}
-
-static struct job_row *find_kind(struct unfinished *u, const char *kind)
-{
-    for (size_t i = 0; i < u->n; i++)
-        if (strcmp(u->rows[i].kind, kind) == 0)
-            return &u->rows[i];
-    return NULL;
 }
 
 static void reconcile_one(struct sandbox *s, struct unfinished *u)
@@ -416,64 +326,55 @@ static void reconcile_one(struct sandbox *s, struct unfinished *u)
     struct admission a;
     struct job_row *job;
     const int state = sandbox_present_state(s);
-    if ((job = find_kind(u, "sandbox.delete"))) {
+    if ((job = unfinished_kind(u, "sandbox.delete"))) {
         CLEANUP_JSON json_t *runtime = runtime_of(s);
-        admission_of(s->m, job, &a);
+        job_admission(s->m, job, &a);
         end_stray(s, runtime);
         redo_delete(s, job, &a);
     } else if (state == SANDBOX_STARTING) {
-        job = find_kind(u, "sandbox.create");
-        const bool start = !job && (job = find_kind(u, "sandbox.start"));
+        job = unfinished_kind(u, "sandbox.create");
+        const bool start = !job && (job = unfinished_kind(u, "sandbox.start"));
         if (!job) { // a fork's child: the fork had not come to its commit
             CLEANUP_JSON json_t *runtime = runtime_of(s);
             undo_create(s, NULL, NULL, runtime);
             return;
         }
-        admission_of(s->m, job, &a);
+        job_admission(s->m, job, &a);
         resume_create(s, job, &a, start);
     } else if (state == SANDBOX_STOPPING) {
-        job = find_kind(u, "sandbox.stop");
+        job = unfinished_kind(u, "sandbox.stop");
         if (job)
-            admission_of(s->m, job, &a);
+            job_admission(s->m, job, &a);
         finish_stop(s, job, &a);
     } else if (state == SANDBOX_RUNNING || state == SANDBOX_PAUSED) {
         cold_erase(s, NULL); // of a cooling that had not come to its commit, or of one that is over
         adopt_running(s);
     } else if (state == SANDBOX_RESTORING) {
-        job = find_kind(u, "sandbox.resume");
+        job = unfinished_kind(u, "sandbox.resume");
         if (job)
-            admission_of(s->m, job, &a);
+            job_admission(s->m, job, &a);
         redo_wake(s, job, job ? &a : NULL);
     } else {
         rest_without_vm(s, state);
     }
 }
 
-// Pause, cold, snapshot and fork record their work and their job's end in one transaction: an unfinished job of theirs was
-// undone.
-static bool job_done(const char *kind, int state)
-{
-    if (strcmp(kind, "sandbox.stop") == 0)
-        return state == SANDBOX_STOPPED;
-    return state == SANDBOX_RUNNING && (strcmp(kind, "sandbox.create") == 0 || strcmp(kind, "sandbox.start") == 0 ||
-                                        strcmp(kind, "sandbox.resume") == 0);
-}
-
-// Jobs whose work was recorded, but not their end: the server was killed between the two.
+// Jobs that nothing goes on with. A stop that an earlier start finished may lack its end; what else has come to its end has
+// it recorded.
 static void settle_rest(struct sandbox *s, struct unfinished *u)
 {
     const int state = sandbox_present_state(s);
     for (size_t i = 0; i < u->n; i++) {
         struct job_row *job = &u->rows[i];
         struct admission a;
-        struct err why = {0};
         if ((job->state != JOB_RUNNING && job->state != JOB_QUEUED) || strncmp(job->kind, "command.", 8) == 0)
             continue;
-        const bool done = job_done(job->kind, state);
-        admission_of(s->m, job, &a);
-        err_set(&why, ERR_UNAVAILABLE, "lost", "the server was restarted while this ran");
-        job_settle(s->m, job, &a, done ? JOB_SUCCEEDED : JOB_FAILED, done ? "succeeded" : "lost", done ? NULL : &why,
-                   done ? (strcmp(job->kind, "sandbox.create") == 0 ? 201 : 200) : 503);
+        if (state != SANDBOX_STOPPED || strcmp(job->kind, "sandbox.stop") != 0) {
+            job_give_up(s->m, job);
+            continue;
+        }
+        job_admission(s->m, job, &a);
+        job_settle(s->m, job, &a, JOB_SUCCEEDED, "succeeded", NULL, 200);
     }
 }
 
@@ -482,9 +383,9 @@ static void adopt_run(struct sandbox *s, struct op *op)
 {
     struct manager *m = s->m;
     struct err err = {0};
-    struct unfinished u = {.sandbox_id = s->id};
+    struct unfinished u = {0};
     (void)op;
-    if (job_each_unfinished_all_tenants(m->store, keep_job, &u, &err) != 0 || load_commands(s, &err) != 0) {
+    if (unfinished_of(s, &u, &err) != 0 || load_commands(s, &err) != 0) {
         log_error("sandbox %s: its journal could not be read: %s", s->id, err.internal);
     } else {
         reconcile_one(s, &u);
@@ -539,71 +440,77 @@ static bool live(struct manager *m, const char *id)
     return s != NULL;
 }
 
-// Run directories without a sandbox: their QEMU, if any, belongs to nobody.
-static void sweep_orphans(struct manager *m)
+// What belongs to no sandbox. It is listed before the first request, so that nothing of this server is taken for it.
+struct orphans {
+    struct manager *m;
+    struct unfinished jobs;
+    json_t *runs; // array of names below run/
+};
+
+static bool keep_orphan_job(void *arg, const struct job_row *row)
 {
-    const int fd = openat(m->run_dirfd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    struct orphans *o = arg;
+    return (*row->sandbox_id && live(o->m, row->sandbox_id)) || unfinished_add(&o->jobs, row);
+}
+
+static void list_runs(struct orphans *o)
+{
+    const int fd = openat(o->m->run_dirfd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     DIR *d = fd >= 0 ? fdopendir(fd) : NULL;
     if (!d) {
         fd_close(&(int){fd});
         return;
     }
-    for (const struct dirent *e; (e = readdir(d));) {
-        struct err err = {0};
-        uint64_t bytes = 0;
-        if (e->d_name[0] == '.' || strcmp(e->d_name, "probe") == 0 || live(m, e->d_name)) // the probe tidies up itself
-            continue;
-        if (id_valid(ID_SANDBOX, e->d_name) && vm_end_stray(NULL, e->d_name, m->o.cgroup_parent, &err) != 0)
-            log_error("orphan %s: %s %s", e->d_name, err.detail, err.internal);
-        if (fd_remove_tree(m->run_dirfd, e->d_name, &bytes) != 0)
-            log_warn("orphan %s: its run directory could not be removed", e->d_name);
-    }
+    for (const struct dirent *e; (e = readdir(d));)
+        if (e->d_name[0] != '.' && strcmp(e->d_name, "probe") != 0 && !live(o->m, e->d_name)) // the probe tidies up itself
+            json_array_append_new(o->runs, json_string(e->d_name));
     closedir(d);
 }
 
-// Receipts that nothing can settle any more: file operations, signals, stdin of the earlier server.
-static void settle_lost(struct manager *m)
+static void orphans_free(struct orphans *o)
 {
-    for (;;) {
-        struct admission a;
-        pthread_mutex_lock(&m->pending_lock);
-        const bool any = m->n_pending > 0;
-        if (any)
-            a = m->pending[--m->n_pending];
-        pthread_mutex_unlock(&m->pending_lock);
-        if (!any)
-            return;
-        struct err err = {0};
-        const struct change c = {.settle = &a, .outcome = "lost", .status = 503, .forget_idem = true};
-        if (change_commit(m, &c, &err) != 0)
-            log_error("receipt %s: could not be settled: %s %s", a.receipt_id, err.detail, err.internal);
-    }
+    if (!o)
+        return;
+    unfinished_free(&o->jobs);
+    json_decref(o->runs);
+    free(o);
 }
 
-// Jobs of sandboxes that are not live: ended as lost, so that every job ends.
-static void end_orphan_jobs(struct manager *m)
+static struct orphans *orphans_list(struct manager *m, struct err *err)
 {
-    struct err err = {0};
-    struct unfinished u = {0};
-    (void)job_each_unfinished_all_tenants(m->store, keep_job, &u, &err);
-    for (size_t i = 0; i < u.n; i++) {
-        struct admission a;
-        struct err why = {0};
-        if (*u.rows[i].sandbox_id && live(m, u.rows[i].sandbox_id))
-            continue;
-        admission_of(m, &u.rows[i], &a);
-        err_set(&why, ERR_UNAVAILABLE, "lost", "the server was restarted while this ran");
-        job_settle(m, &u.rows[i], &a, JOB_FAILED, "lost", &why, 503);
+    struct orphans *o = calloc(1, sizeof *o);
+    if (!o) {
+        err_set(err, ERR_INTERNAL, "out_of_memory", "out of memory");
+        return NULL;
     }
-    unfinished_free(&u);
+    *o = (struct orphans){.m = m, .runs = json_array()};
+    list_runs(o);
+    if (job_each_unfinished_all_tenants(m->store, keep_orphan_job, o, err) == 0)
+        return o;
+    orphans_free(o);
+    return NULL;
+}
+
+// Run directories without a sandbox: their QEMU, if any, belongs to nobody.
+static void sweep_runs(const struct orphans *o)
+{
+    struct manager *m = o->m;
+    for (size_t i = 0; i < json_array_size(o->runs); i++) {
+        const char *name = json_string_value(json_array_get(o->runs, i));
+        struct err err = {0};
+        if (id_valid(ID_SANDBOX, name) && vm_end_stray(NULL, name, m->o.cgroup_parent, &err) != 0)
+            log_error("orphan %s: %s %s", name, err.detail, err.internal);
+        if (fd_remove_tree(m->run_dirfd, name, NULL) != 0)
+            log_warn("orphan %s: its run directory could not be removed", name);
+    }
 }
 
 // After the registry is filled: what belongs to nobody, and the end of all adoptions.
 static void reconcile_work(void *arg)
 {
-    struct manager *m = arg;
-    sweep_orphans(m);
-    snapshots_sweep(m);
+    struct orphans *o = arg;
+    struct manager *m = o->m;
+    sweep_runs(o);
     pthread_mutex_lock(&m->lock);
     m->reconciled = true;
     while (m->adopting > 0 && !m->stopping) {
@@ -613,8 +520,10 @@ static void reconcile_work(void *arg)
         pthread_mutex_lock(&m->lock);
     }
     pthread_mutex_unlock(&m->lock);
-    end_orphan_jobs(m);
-    settle_lost(m);
+    for (size_t i = 0; i < o->jobs.n; i++) // of a fork of a snapshot: now its children have ended
+        job_give_up(m, &o->jobs.rows[i]);
+    orphans_free(o);
+    pending_lose(m);
     pool_begin(m);
     hub_notify(m->hub, "ready");
     atomic_fetch_sub(&m->active, 1);
@@ -624,12 +533,17 @@ int reconcile_start(struct manager *m, struct err *err)
 {
     // Before the first request: every sandbox is known, and what is asked of it waits for its adoption.
     templates_sweep(m); // before anybody makes one
-    if (receipt_each_pending_all_tenants(m->store, keep_pending, m, err) != 0 ||
+    snapshots_sweep(m);
+    if (pending_load(m, err) != 0 ||
         sandbox_each_live_all_tenants(m->store, take_sandbox, m, err) != 0)
         return -1;
+    struct orphans *o = orphans_list(m, err);
+    if (!o)
+        return -1;
     atomic_fetch_add(&m->active, 1);
-    if (work_submit(m->ops, reconcile_work, m) == 0)
+    if (work_submit(m->ops, reconcile_work, o) == 0)
         return 0;
     atomic_fetch_sub(&m->active, 1);
+    orphans_free(o);
     return err_set(err, ERR_INTERNAL, "no_threads", "the workers cannot be started");
 }

@@ -116,7 +116,7 @@ static void fill_result(struct snapshot_row *row, const struct moment *mo, struc
     put_ms(t, "write", write_us);
     put_ms(t, "total", total_us);
     row->state = SNAPSHOT_READY;
-    snprintf(row->kind, sizeof row->kind, "delta");
+    snprintf(row->kind, sizeof row->kind, "%s", *mo->base.template_key ? "delta" : "full");
     snprintf(row->template_key, sizeof row->template_key, "%s", mo->base.template_key);
     snprintf(row->manifest_sha256, sizeof row->manifest_sha256, "%s", r->manifest_sha256);
     json_put_str(r->digests, "manifest", r->manifest_sha256);
@@ -484,6 +484,7 @@ static int delete_it(struct deletion *d, struct snapshot_row *row, struct err *e
     const struct change begin = {.admit = &d->a, .snapshot_update = row, .event_kind = "snapshot.deleted"};
     if (change_commit(d->m, &begin, err) != 0)
         return -1;
+    crash_point(NULL, "snapshot_delete.erase");
     origin_forget(d->m, row->id);
     erase_files(d->m, row->id, &bytes, &left);
     CLEANUP_JSON json_t *report = report_of(row, bytes, left != 0);
@@ -497,8 +498,10 @@ static int delete_it(struct deletion *d, struct snapshot_row *row, struct err *e
         err_set(&why, ERR_CLEANUP_FAILED, "cleanup_failed", "the snapshot's files could not be erased");
         problem = change_set_failure(d->m, &c, &d->a, &why);
     }
+    crash_point(NULL, "snapshot_delete.commit");
     if (change_commit(d->m, &c, err) != 0)
         return -1;
+    crash_point(NULL, "snapshot_delete.end");
     if (left)
         *err = why;
     return left ? -1 : 0;

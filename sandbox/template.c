@@ -27,7 +27,8 @@ const char *template_name(const char *key)
     return strncmp(key, "sha256:", 7) == 0 ? key + 7 : key;
 }
 
-struct build {
+struct template_build {
+    struct template_build *next;        // of origins.builds, while it has a VM
     struct manager *m;
     const struct machine_parts *parts;
     struct origin *o;
@@ -40,7 +41,7 @@ struct build {
     struct vm *vm;
 };
 
-static int open_blobs(struct build *b, struct err *err)
+static int open_blobs(struct template_build *b, struct err *err)
 {
     struct images *im = b->m->images;
     b->kernel_fd = images_open_blob(im, b->parts->runtime->kernel_digest, err);
@@ -49,7 +50,37 @@ static int open_blobs(struct build *b, struct err *err)
     return b->root_fd < 0 ? -1 : 0;
 }
 
-static int boot(struct build *b, struct err *err)
+// Known while it has a VM, so that a clean stop ends it (templates_stop).
+static void build_list(struct template_build *b)
+{
+    struct origins *os = &b->m->origins;
+    pthread_mutex_lock(&os->lock);
+    b->next = os->builds;
+    os->builds = b;
+    pthread_mutex_unlock(&os->lock);
+}
+
+static void build_unlist(struct template_build *b)
+{
+    struct origins *os = &b->m->origins;
+    pthread_mutex_lock(&os->lock);
+    for (struct template_build **at = &os->builds; *at; at = &(*at)->next)
+        if (*at == b) {
+            *at = b->next;
+            break;
+        }
+    pthread_mutex_unlock(&os->lock);
+}
+
+void templates_stop(struct manager *m)
+{
+    pthread_mutex_lock(&m->origins.lock);
+    for (struct template_build *b = m->origins.builds; b; b = b->next)
+        vm_kill(b->vm);
+    pthread_mutex_unlock(&m->origins.lock);
+}
+
+static int boot(struct template_build *b, struct err *err)
 {
     struct manager *m = b->m;
     id_new(ID_SANDBOX, b->id);
@@ -67,20 +98,35 @@ static int boot(struct build *b, struct err *err)
     b->vm = vm_launch(&spec, m->loop, &WARM_CALLBACKS, &b->warm, err);
     if (!b->vm)
         return -1;
+    build_list(b);
+    if (manager_stopping(m))
+        return err_set(err, ERR_UNAVAILABLE, "stopping", "the server stops");
     if (!vm_wait_ready(b->vm, clock_mono_ms() + m->o.boot_timeout_ms, err))
         return -1;
-    return warm_up(&b->warm, b->vm, WARM_ROUNDS, err);
+    crash_point(NULL, "template.warm");
+    if (warm_up(&b->warm, b->vm, WARM_ROUNDS, err) != 0)
+        return -1;
+    // Each fork begins with a refresh: what that needs is in the guest's caches after one.
+    struct vm_refreshed r;
+    uint8_t seed[MSG_SEED_BYTES];
+    const struct vm_identity nobody = {.seed = seed, .clock = true, .hostname = b->id, .machine_id = WARM_MACHINE_ID,
+                                       .boot_id = WARM_BOOT_ID};
+    if (crypto_random(seed, sizeof seed) != 0)
+        return err_set(err, ERR_INTERNAL, "no_entropy", "the host has no entropy");
+    return vm_refresh(b->vm, &nobody, WARM_REFRESH_MS, &r, err);
 }
 
-static int stop_and_save(struct build *b, struct err *err)
+static int stop_and_save(struct template_build *b, struct err *err)
 {
     struct vm_frozen frozen;
     struct capture c = {0};
     const struct capture_spec spec = {.ram_bytes = b->o->ram_bytes, .state_fd = b->w.state_fd, .disk_from = -1,
                                       .disk_to = -1, .timeout_ms = QMP_MS};
+    crash_point(NULL, "template.save");
     if (vm_freeze(b->vm, FREEZE_MS, &frozen, err) != 0 || vm_capture(b->vm, &spec, &c, err) != 0)
         return -1;
     capture_free(&c);
+    build_unlist(b);
     struct vm *vm = b->vm;
     b->vm = NULL;
     const int failed = vm_end(vm, err);
@@ -89,11 +135,12 @@ static int stop_and_save(struct build *b, struct err *err)
 }
 
 // Packs the template's pages for its file.
-static int keep(struct build *b, struct err *err)
+static int keep(struct template_build *b, struct err *err)
 {
     struct origin *o = b->o;
     struct ram_runs runs = {0};
     struct saved_result r = {0};
+    crash_point(NULL, "template.write");
     if (ram_runs_of_file(o->ram_fd, o->ram_bytes, &runs, err) != 0)
         return -1;
     const uint64_t bytes = ram_runs_bytes(&runs);
@@ -117,10 +164,11 @@ static int keep(struct build *b, struct err *err)
     return failed;
 }
 
-static void build_end(struct build *b)
+static void build_end(struct template_build *b)
 {
     struct manager *m = b->m;
     struct err ignored = {0};
+    build_unlist(b);
     if (b->vm) {
         (void)vm_end(b->vm, &ignored);
         vm_free(b->vm);
@@ -138,10 +186,17 @@ static void build_end(struct build *b)
     json_decref(b->machine);
 }
 
+static void count(struct manager *m, uint64_t *counter)
+{
+    pthread_mutex_lock(&m->origins.lock);
+    *counter += 1;
+    pthread_mutex_unlock(&m->origins.lock);
+}
+
 int template_make(struct manager *m, const struct machine_parts *parts, struct origin *o, struct err *err)
 {
-    struct build b = {.m = m, .parts = parts, .o = o, .run_dirfd = -1, .kernel_fd = -1, .initrd_fd = -1, .root_fd = -1,
-                      .machine = machine_of(parts)};
+    struct template_build b = {.m = m, .parts = parts, .o = o, .run_dirfd = -1, .kernel_fd = -1, .initrd_fd = -1, .root_fd = -1,
+                               .machine = machine_of(parts)};
     warm_init(&b.warm);
     o->ram_bytes = (uint64_t)parts->memory_mib << 20;
     fd_close(&o->ram_fd);
@@ -154,7 +209,8 @@ int template_make(struct manager *m, const struct machine_parts *parts, struct o
     if (!failed) { // the state as it was written, and checked on the way back
         fd_close(&o->ram_fd);
         failed = template_load(m, o->key, o, err) != 0;
-        m->origins.made += !failed;
+        if (!failed)
+            count(m, &m->origins.made);
     }
     if (failed) {
         fd_close(&o->ram_fd);
@@ -212,7 +268,7 @@ int template_load(struct manager *m, const char *key, struct origin *o, struct e
     saved_close(&s);
     if (!failed && json_array_size(mismatches) == 0) {
         snprintf(o->template_key, sizeof o->template_key, "%s", key);
-        m->origins.loaded++;
+        count(m, &m->origins.loaded);
         return 0;
     }
     fd_close(&o->ram_fd);
@@ -292,8 +348,11 @@ static int list_needed(struct manager *m, json_t *needed, struct err *err)
         return -1;
     pthread_mutex_lock(&m->origins.lock);
     for (const struct origin *o = m->origins.list; o; o = o->next) {
+        if (o->state == ORIGIN_READY && o->refs == 1)
+            continue; // loaded, but nobody uses it now
         need(needed, o->key);
-        need(needed, o->template_key);
+        if (o->state == ORIGIN_READY) // else who makes it may write there now
+            need(needed, o->template_key);
     }
     pthread_mutex_unlock(&m->origins.lock);
     return 0;
@@ -309,7 +368,7 @@ bool template_needed(struct manager *m, const char *key)
 struct kept {
     char name[96];
     uint64_t bytes;
-    int64_t used_s;
+    int64_t used_ms;
     bool needed;
 };
 
@@ -341,7 +400,7 @@ static size_t list_kept(struct manager *m, const json_t *needed, struct kept *ke
         struct kept *k = &kept[n++];
         snprintf(k->name, sizeof k->name, "%.90s", e->d_name);
         k->bytes = bytes_of(dir);
-        k->used_s = st.st_mtim.tv_sec;
+        k->used_ms = (int64_t)st.st_mtim.tv_sec * 1000 + st.st_mtim.tv_nsec / 1000000;
         k->needed = json_object_get(needed, e->d_name) != NULL;
     }
     closedir(d);
@@ -363,27 +422,44 @@ void templates_sweep(struct manager *m)
     closedir(d);
 }
 
+// A directory that is on its way out has a name that the next start sweeps.
+static bool remove_kept(struct manager *m, const struct kept *k)
+{
+    char hidden[sizeof k->name + 8];
+    snprintf(hidden, sizeof hidden, ".gone-%s", k->name);
+    if (!origin_retire(m, k->name, hidden))
+        return false;
+    log_info("template %.12s: removed from disk", k->name);
+    (void)fd_remove_tree(m->origins.templates_dirfd, hidden, NULL);
+    return true;
+}
+
+static bool later(const struct kept *a, const struct kept *b)
+{
+    return !b || a->used_ms > b->used_ms;
+}
+
 void templates_evict(struct manager *m)
 {
     struct err err = {0};
-    struct kept kept[256];
+    struct kept kept[256], *last = NULL;
     uint64_t sum = 0;
     CLEANUP_JSON json_t *needed = json_object();
     if (list_needed(m, needed, &err) != 0)
         return;
     const size_t n = list_kept(m, needed, kept, sizeof kept / sizeof *kept);
-    for (size_t i = 0; i < n; i++)
+    for (size_t i = 0; i < n; i++) {
         sum += kept[i].bytes;
+        last = later(&kept[i], last) ? &kept[i] : last;
+    }
     while (sum > (uint64_t)m->o.template_disk_mib << 20) {
         struct kept *oldest = NULL;
         for (size_t i = 0; i < n; i++)
-            if (!kept[i].needed && (!oldest || kept[i].used_s < oldest->used_s))
+            if (!kept[i].needed && &kept[i] != last && (!oldest || later(oldest, &kept[i])))
                 oldest = &kept[i];
         if (!oldest)
             return;
-        log_info("template %.12s: removed from disk", oldest->name);
-        (void)fd_remove_tree(m->origins.templates_dirfd, oldest->name, NULL);
-        oldest->needed = true; // gone
-        sum -= oldest->bytes;
+        sum -= remove_kept(m, oldest) ? oldest->bytes : 0;
+        oldest->needed = true; // or gone
     }
 }

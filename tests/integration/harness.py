@@ -212,6 +212,25 @@ def vm_pids(sandbox_ids):
     return found
 
 
+def disks(state):
+    """{pid: (folder, name)} of every QEMU that has a disk below a state directory open: ("sandboxes", id), ("pool", name) or
+    ("templates", key). One that was made ahead keeps its first name in its command line; its disk says whose it is."""
+    found = {}
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{pid}/cmdline", "rb") as f:
+                if b"\0-name\0sbx" not in f.read():
+                    continue
+            links = [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")]
+        except OSError:
+            continue
+        for link in links:
+            if link.startswith(state + "/") and "/disk.raw" in link:
+                folder, name = link[len(state) + 1:].split("/")[:2]
+                found[int(pid)] = (folder, name)
+    return found
+
+
 def qemu_pid(sandbox_id):
     pids = [p for p, words in vm_pids([sandbox_id]).items() if "qemu" in os.path.basename(words[0])]
     assert len(pids) == 1, f"{len(pids)} QEMU processes of {sandbox_id}"
@@ -296,10 +315,11 @@ def text_of(result, name="stdout"):
 
 # ---- a server ---------------------------------------------------------------------------------------------------------
 class Server:
-    def __init__(self, name="server", state=None, images=None, env=None, args=()):
+    def __init__(self, name="server", state=None, images=None, env=None, args=(), binary=None):
         self.top = tempfile.mkdtemp(prefix="airlock-test-") if state is None else None
         self.state = state or os.path.join(self.top, "state")
         self.images = images or IMAGES
+        self.binary = binary or BIN
         self.env, self.args = env or {}, list(args)
         os.makedirs(LOGS, exist_ok=True)
         self.log_path = os.path.join(LOGS, name + ".log")
@@ -308,7 +328,7 @@ class Server:
         self.ids = set()
 
     def argv(self, listen="127.0.0.1:0"):
-        return [BIN, "serve", "--listen", listen, "--state-dir", self.state, "--image-dir", self.images,
+        return [self.binary, "serve", "--listen", listen, "--state-dir", self.state, "--image-dir", self.images,
                 "--allow-emulation", *self.args]
 
     def environment(self):
@@ -368,6 +388,10 @@ class Server:
         self.process.terminate()
         return self.process.wait(30)
 
+    def vms(self, folder="sandboxes"):
+        """{name: pid} of this server's QEMUs: of sandboxes, of the "pool", or "templates" in the making."""
+        return {name: pid for pid, (where, name) in disks(self.state).items() if where == folder}
+
     def sandbox_ids(self):
         ids = set(self.ids)
         for sub in ("sandboxes", "run"):
@@ -385,7 +409,7 @@ class Server:
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 self.process.wait(10)
-        left = vm_pids(self.sandbox_ids())
+        left = list({**vm_pids(self.sandbox_ids()), **disks(self.state)})
         for pid in left:
             try:
                 os.kill(pid, signal.SIGKILL)
@@ -509,14 +533,16 @@ def deadline(seconds):
 
 
 class Fixtures:
-    """What a test asks for by the names of its arguments: `s` the module's server, `box` a sandbox of the module."""
+    """What a test asks for by the names of its arguments: `s` the module's server, `box` a sandbox of the module. A module
+    with a server of another kind has a function `server(name)`."""
 
-    def __init__(self, name):
-        self.name, self.server, self.shared = name, None, None
+    def __init__(self, name, make):
+        self.name, self.make, self.server, self.shared = name, make, None, None
 
     def s(self):
         if self.server is None:
-            self.server = Server(self.name).start()
+            self.server = self.make(self.name)
+            self.server.start()
         return self.server
 
     def box(self):
@@ -538,7 +564,8 @@ def run_module(module, only=()):
     name = os.path.splitext(os.path.basename(module.__file__))[0]
     tests = [f for n, f in vars(module).items() if n.startswith("test_") and inspect.isfunction(f)]
     tests = [f for f in tests if not only or f.__name__ in only]
-    fixtures = Fixtures(name)
+    make = getattr(module, "server", Server)
+    fixtures = Fixtures(name, make)
     passed = failed = skipped = 0
     signal.signal(signal.SIGALRM, _timeout)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that servers and VMs are ended too
@@ -564,7 +591,7 @@ def run_module(module, only=()):
                 if server and server.process and server.process.poll() is not None:
                     print(f"#   the server is gone ({server.process.returncode}): {server.log_tail()}")
                     fixtures.close()
-                    fixtures = Fixtures(name)
+                    fixtures = Fixtures(name, make)
             else:
                 passed += 1
                 print(f"ok - {title} ({time.monotonic() - began:.1f} s)", flush=True)

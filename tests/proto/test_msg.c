@@ -391,6 +391,7 @@ static void features_have_names(void **state)
     assert_string_equal(msg_feature_name(MSG_FEATURE_SHUTDOWN), "shutdown");
     assert_string_equal(msg_feature_name(MSG_FEATURE_FREEZE), "freeze");
     assert_string_equal(msg_feature_name(MSG_FEATURE_REFRESH), "refresh");
+    assert_string_equal(msg_feature_name(MSG_FEATURE_EARLY_BULK), "early_bulk");
     assert_null(msg_feature_name(1ull << 40));
 }
 

@@ -46,7 +46,7 @@ static void do_open(void *arg)
     struct fixture *x = arg;
     CLEANUP_BUF struct buf hello = BUF_INIT(64);
     buf_adds(&hello, "hello, guest");
-    x->result = channel_open(&x->c, x->give_fd, &hello);
+    x->result = channel_open(&x->c, x->give_fd, &hello, NULL);
 }
 
 static void do_up(void *arg)
