@@ -210,6 +210,30 @@ static bool entry_make(struct manager *m, struct pool_class *c, bool restore, st
     return made;
 }
 
+// All of a template that was touched, lost or made anew meanwhile: what continues from it could not be saved.
+static void forget(struct manager *m, const char *key)
+{
+    struct pool_entry *dead = NULL;
+    struct origin *o = NULL;
+    pthread_mutex_lock(&m->pool.lock);
+    struct pool_class *c = find_class(&m->pool, key);
+    for (struct pool_entry **list = c ? &c->ready : NULL; list; list = list == &c->ready ? &c->parked : NULL)
+        while (*list) {
+            struct pool_entry *e = *list;
+            *list = e->next;
+            e->next = dead;
+            dead = e;
+        }
+    if (c) {
+        c->n_ready = c->n_parked = 0;
+        o = c->origin;
+        c->origin = NULL;
+    }
+    pthread_mutex_unlock(&m->pool.lock);
+    end_all(m, dead);
+    origin_pool_unref(m, o);
+}
+
 struct pool_entry *pool_take(struct manager *m, const char *key)
 {
     struct pool *p = &m->pool;
@@ -236,7 +260,12 @@ struct pool_entry *pool_take(struct manager *m, const char *key)
     p->misses += e == NULL;
     pthread_mutex_unlock(&p->lock);
     end_all(m, dead);
-    return e;
+    if (!e || origin_current(m, key, e->origin->template_manifest))
+        return e;
+    log_warn("pool: template %.20s is not as it was: what was made of it is given up", key);
+    pool_entry_end(m, e);
+    forget(m, key);
+    return NULL;
 }
 
 // ---- giving up ------------------------------------------------------------------------------------------------------

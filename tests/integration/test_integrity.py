@@ -6,10 +6,9 @@ import stat as st
 import subprocess
 import tempfile
 import threading
-import time
 
 import harness
-from test_snapshots import (BOX, COUNT, KEEP, LIFE, MARK, SNAP, WHO, differ, drop, end, fork, goes_on, hidden, jobs_ended, lines,
+from test_snapshots import (BOX, COUNT, KEEP, LIFE, MARK, SNAP, differ, drop, end, fork, goes_on, hidden, jobs_ended,
                             live, marked, restore, snapshot, unique, who)
 
 SMALL = {"vcpus": 1, "memory_mib": 128, "disk_mib": 64}
@@ -372,7 +371,7 @@ def test_damaged_template():
     try:
         f = Family(s)
         [folder] = templates(s)
-        for name, restart in (("memory", True), ("memory", False), ("state", False), ("disk.raw", False), ("manifest.json", False)):
+        for name, restart in (("memory", True), ("state", False), ("disk.raw", False), ("manifest.json", False)):
             mend = flip("middle")(os.path.join(folder, name))
             if restart:
                 again(s)
@@ -427,6 +426,32 @@ def test_another_template():
         mismatch(s.post(f"{BOX}/{new}/cold"), "template")
         end(s, new, f.box, f.cold)
         drop(s, later, f.snap)
+    finally:
+        s.close()
+
+
+@harness.deadline(90)
+def test_pool_of_another_template():
+    """What a pool has of a template that was touched is given up: who gets a sandbox can save it"""
+    s = server("pool", "--pool", "1").start()
+    try:
+        ready = "airlock_pool_ready 1\n"
+        wait = lambda: harness.until(lambda: ready in s.get("/metrics").body.decode(), 60, "the pool is full")  # noqa: E731
+        wait()
+        [folder] = templates(s)
+        flip("middle")(os.path.join(folder, "memory"))
+        box = s.create()
+        assert box["backend"]["boot_path"] == "cold", box["backend"]
+        end(s, box["id"], s.create()["id"])
+        wait()
+        box = s.create()
+        assert box["backend"]["boot_path"] == "pool", box["backend"]
+        s.run(box["id"], MARK)
+        snap = snapshot(s, box["id"])["id"]
+        kid = restore(s, snap)["id"]
+        marked(s, kid)
+        end(s, box["id"], kid)
+        drop(s, snap)
     finally:
         s.close()
 
@@ -493,7 +518,7 @@ def test_disk_full_half_way():
         box = warm(s, resources={"vcpus": 1, "memory_mib": 256, "disk_mib": 128})
         s.run(box, MARK)
         s.run(box, "head -c 60000000 /dev/urandom > /dev/shm/big; head -c 60000000 /dev/urandom > /work/big; sync; "
-                   "sha256sum /dev/shm/big /work/big >> /work/sums", timeout_seconds=120)
+                   "sha256sum /dev/shm/big /work/big > /work/big-sums", timeout_seconds=120)
         c = s.background(box, COUNT, timeout_seconds=600)
         goes_on(s, box, c)
         fill = os.path.join(mount, "fill")
@@ -527,6 +552,7 @@ def test_disk_full_half_way():
         s.post(f"{BOX}/{kid}/cold", expect=200)
         s.post(f"{BOX}/{kid}/resume", expect=200)
         marked(s, kid)
+        assert s.run(kid, "sha256sum -c --quiet /work/big-sums")["exit_code"] == 0
         end(s, kid)
         drop(s, snap)
     finally:
@@ -601,6 +627,21 @@ def test_generations():
         drop(s, last["id"], *reversed(snaps))
     finally:
         s.close()
+
+
+@harness.deadline(90)
+def test_past_the_cap(s):
+    """A fork of a command that has written more than is kept goes on counting where the source was"""
+    box = warm(s)
+    c = s.background(box, "head -c 70000000 /dev/zero; while :; do echo x; sleep 0.1; done", timeout_seconds=600)
+    count = lambda b, i: s.get(f"{BOX}/{b}/commands/{i}").json["stdout_bytes"]  # noqa: E731
+    harness.until(lambda: count(box, c) > 70_000_000, 60, "more than is kept")
+    kid = fork(s, box, 1)["items"][0]["id"]
+    [go] = [x["command_id"] for x in s.get(f"{BOX}/{kid}/commands").json["items"]]
+    at = count(kid, go)
+    assert at >= 70_000_000, at
+    harness.until(lambda: count(kid, go) > at and count(box, c) > at, 10, "both go on")
+    end(s, box, kid)
 
 
 if __name__ == "__main__":
