@@ -153,7 +153,7 @@ int vm_capture(struct vm *vm, const struct capture_spec *spec, struct capture *r
         failed = prepare_disk(vm, spec, was_paused, &c, err);
     step(spec, "stop");
     const int64_t t = clock_mono_us();
-    if (!failed && !was_paused)
+    if (!failed) // also one that stands still: what is copied must not change, whoever said that it does
         failed = vm_pause(vm, err);
     c.stop_us = clock_mono_us() - t;
     if (!failed) {

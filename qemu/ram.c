@@ -160,11 +160,9 @@ int ram_sparse_copy(int from_fd, int to_fd, uint8_t *ret_hash, struct err *err)
     struct stat st;
     if (fstat(from_fd, &st) != 0)
         return err_sys(err, errno, "reading a disk");
-    if (ioctl(to_fd, FICLONE, from_fd) != 0 &&
-        (ftruncate(to_fd, 0) != 0 || ftruncate(to_fd, st.st_size) != 0))
+    const bool cloned = ioctl(to_fd, FICLONE, from_fd) == 0;
+    if (!cloned && (ftruncate(to_fd, 0) != 0 || ftruncate(to_fd, st.st_size) != 0))
         return no_room(err, errno, "sizing a disk");
-    struct stat now;
-    const bool cloned = fstat(to_fd, &now) == 0 && now.st_blocks > 0 && now.st_size == st.st_size;
     if (!cloned && copy_extents(from_fd, to_fd, st.st_size, err) != 0)
         return -1;
     return ret_hash ? ram_sparse_digest(to_fd, ret_hash, NULL, err) : 0;

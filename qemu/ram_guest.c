@@ -124,6 +124,8 @@ int ram_guest_dirty(const struct ram_guest *g, struct ram_runs *ret, struct err 
     return 0;
 }
 
+#define READ_MOST (512u << 20) // at once: the kernel cuts one call at 2 GiB (MAX_RW_COUNT)
+
 // process_vm_readv needs one call for a thousand runs where pread needs one for each.
 static int read_batch(const struct ram_guest *g, const struct iovec *theirs, size_t n, uint8_t *to, uint64_t bytes,
                       struct err *err)
@@ -141,15 +143,22 @@ int ram_guest_read(const struct ram_guest *g, const struct ram_runs *runs, void 
 {
     struct iovec theirs[VECTORS];
     uint8_t *at = to;
+    uint64_t done = 0; // of run i
     for (size_t i = 0; i < runs->n;) {
         size_t n = 0;
         uint64_t bytes = 0;
-        for (; n < VECTORS && i < runs->n && bytes < 1u << 30; n++, i++) {
-            const uint64_t len = runs->v[i].pages * RAM_PAGE;
-            if (runs->v[i].offset + len > g->bytes)
+        while (n < VECTORS && i < runs->n && bytes < READ_MOST) {
+            const uint64_t len = runs->v[i].pages * RAM_PAGE, left = len - done, room = READ_MOST - bytes;
+            if (runs->v[i].offset > g->bytes || len > g->bytes - runs->v[i].offset)
                 return err_set(err, ERR_INTERNAL, "bad_run", "a page is outside the guest's memory");
-            theirs[n] = (struct iovec){(void *)(uintptr_t)(g->address + runs->v[i].offset), len};
-            bytes += len;
+            const uint64_t part = left < room ? left : room;
+            theirs[n++] = (struct iovec){(void *)(uintptr_t)(g->address + runs->v[i].offset + done), part};
+            bytes += part;
+            done += part;
+            if (done == len) {
+                done = 0;
+                i++;
+            }
         }
         if (read_batch(g, theirs, n, at, bytes, err) != 0)
             return -1;

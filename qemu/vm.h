@@ -126,6 +126,8 @@ struct vm_refreshed {
 // transport_failed/not_unique (naming the parts).
 int vm_refresh(struct vm *vm, const struct vm_identity *id, int timeout_ms, struct vm_refreshed *ret, struct err *err);
 
+// Sets the guest's wall clock and does not wait: after a pause that nobody asked for.
+void vm_set_clock(struct vm *vm);
 // vm_resume, vm_wait_ready until the deadline and vm_refresh in one, for a VM whose state was loaded.
 int vm_resume_as(struct vm *vm, const struct vm_identity *id, int64_t deadline_mono_ms, int timeout_ms,
                  struct vm_refreshed *ret, struct err *err);

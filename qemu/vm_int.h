@@ -89,6 +89,7 @@ void state_session_lost(struct vm *vm);                     // loop
 // vm_qmp.c
 void qmp_connect(struct vm *vm, int fd_stolen);
 void qmp_close(struct vm *vm);
+void qmp_send(struct vm *vm, const char *command); // any thread; not waiting for the answer
 void qmp_drain(struct vm *vm);                // what has come so far
 void console_connect(struct vm *vm, int fd_stolen);
 void console_close(struct vm *vm);

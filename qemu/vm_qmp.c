@@ -32,6 +32,13 @@ static int send_line(struct vm *vm, const char *text)
     return sent ? 0 : -1;
 }
 
+void qmp_send(struct vm *vm, const char *command)
+{
+    char text[80];
+    snprintf(text, sizeof text, "{\"execute\":\"%.40s\"}\n", command);
+    (void)send_line(vm, text);
+}
+
 // QEMU stopped the VM because the host's disk was full: look whether it can go on.
 static void try_resume(void *arg)
 {
@@ -40,7 +47,7 @@ static void try_resume(void *arg)
     if (!vm->io_paused)
         return;
     if (!vm_is_paused(vm)) // else it goes on when its owner says so
-        (void)send_line(vm, "{\"execute\":\"cont\"}\n");
+        qmp_send(vm, "cont");
     vm->resume_timer = loop_timer_add(vm->loop, RESUME_MS, try_resume, vm);
 }
 
@@ -106,8 +113,8 @@ static void on_object(struct vm *vm, json_t *o, enum qmp_kind kind)
         vm->qmp_up = true;
         pthread_cond_broadcast(&vm->changed);
         pthread_mutex_unlock(&vm->lock);
-        if (vm->adopted && !vm->paused) // stopped while nobody was there to hear why: nothing of ours wants it so
-            (void)send_line(vm, "{\"execute\":\"cont\"}\n");
+        if (vm->adopted) // stopped while nobody was there to hear why; or let go on by a server that had no time to say so
+            qmp_send(vm, vm->paused ? "stop" : "cont");
         break;
     case QMP_EVENT:
         on_event(vm, o);

@@ -58,6 +58,7 @@ int vm_pause(struct vm *vm, struct err *err)
     set_paused(vm, true);
     if (ask(vm, "stop", NULL, QMP_MS, err) == 0)
         return 0;
+    qmp_send(vm, "cont"); // it may stop yet, after we have given up
     set_paused(vm, false);
     return -1;
 }
@@ -398,6 +399,16 @@ int vm_refresh(struct vm *vm, const struct vm_identity *id, int timeout_ms, stru
     if (refresh_prepare(vm, id, &b, err) != 0 || vm_send(vm, FRAME_REFRESH, vm_next_id(vm), &b, err) != 0)
         return -1;
     return refresh_wait(vm, id, timeout_ms, ret, err);
+}
+
+void vm_set_clock(struct vm *vm)
+{
+    uint8_t room[256];
+    struct buf b = BUF_OVER(room);
+    struct err err = {0};
+    const struct msg_refresh m = {.wall_ms = clock_wall_ms()}; // a generation that nobody waits for
+    if ((vm->hello.features & MSG_FEATURE_REFRESH) && msg_refresh_encode(&b, &m) == 0)
+        (void)vm_send(vm, FRAME_REFRESH, vm_next_id(vm), &b, &err);
 }
 
 // The request goes out with the hello, so that the guest wakes once for all of it.

@@ -122,6 +122,9 @@ static void move(struct sandbox *s, struct op *op, int from, int to, json_t *fac
     crash_point(s, "commit");
     const int failed = commit_row(s, &c, &row, err);
     crash_point(s, "end");
+    struct err ignored = {0};
+    if (failed && to == SANDBOX_PAUSED && vm_resume(vm_of(s), &ignored) != 0) // it is running, for everybody
+        log_error("sandbox %s: could not be resumed: %s", s->id, ignored.detail);
     op_done(op, s, failed ? err : NULL);
 }
 
@@ -193,16 +196,19 @@ void resume_run(struct sandbox *s, struct op *op)
 }
 
 // ---- cold -------------------------------------------------------------------------------------------------------
-void cold_erase(struct sandbox *s, uint64_t *ret_bytes)
+int cold_erase(struct sandbox *s, uint64_t *ret_bytes)
 {
-    uint64_t bytes = 0;
-    if (s->dirfd < 0)
-        return;
-    if (fd_remove_tree(s->dirfd, "cold", &bytes) != 0)
-        log_warn("sandbox %s: its cold state could not be erased", s->id);
-    (void)fd_remove_tree(s->dirfd, ".cold", NULL);
+    uint64_t bytes = 0, half = 0;
     if (ret_bytes)
-        *ret_bytes = bytes;
+        *ret_bytes = 0;
+    if (s->dirfd < 0)
+        return 0;
+    const int left = fd_remove_tree(s->dirfd, "cold", &bytes) | fd_remove_tree(s->dirfd, ".cold", &half);
+    if (left)
+        log_warn("sandbox %s: its cold state could not be erased", s->id);
+    if (ret_bytes)
+        *ret_bytes = bytes + half;
+    return left ? -1 : 0;
 }
 
 // What the row remembers of the files: where the memory goes back to, and which writing of it is the last.
@@ -251,6 +257,8 @@ static void cold_give_up(struct sandbox *s, struct op *op, int from, struct vm *
     if (!deleted && from == SANDBOX_RUNNING && vm_is_paused(vm) && vm_resume(vm, &err) != 0)
         log_error("sandbox %s: could not be resumed: %s", s->id, err.detail);
     vm_thaw(vm);
+    if (!deleted && from == SANDBOX_RUNNING)
+        vm_set_clock(vm); // it stood still
     fail(s, op, &told);
 }
 
@@ -310,6 +318,30 @@ void cold_run(struct sandbox *s, struct op *op)
     op_done(op, s, NULL);
 }
 
+static void stopped_instead(struct sandbox *s)
+{
+    struct admission a;
+    system_admission(&a, s->tenant, "sandbox.stop", s->id);
+    struct op *op = op_new("expire", stop_run, &a, 200, NULL);
+    if (!op)
+        return; // the reaper's next look begins anew
+    snprintf(op->cause, sizeof op->cause, "expired");
+    id_new(ID_JOB, op->a.job_id);
+    op_enqueue(s, op);
+}
+
+// A guest can keep itself from being saved (by not answering) and a host's disk can be full: neither is a longer life.
+void expire_cold_run(struct sandbox *s, struct op *op)
+{
+    cold_run(s, op);
+    const int state = sandbox_present_state(s);
+    pthread_mutex_lock(&s->lock);
+    const bool deleted = s->delete_wanted;
+    pthread_mutex_unlock(&s->lock);
+    if (!deleted && (state == SANDBOX_RUNNING || state == SANDBOX_PAUSED))
+        stopped_instead(s);
+}
+
 // ---- back -------------------------------------------------------------------------------------------------------
 int cold_load(struct sandbox *s, const struct sandbox_row *row, const struct machine_parts *parts, struct origin **ret,
               struct err *err)
@@ -351,10 +383,16 @@ static void wake_commit(struct sandbox *s, struct op *op, struct launch *l)
                              .settle = &op->a, .outcome = "succeeded", .status = op->success_status, .ref = s->id,
                              .facts = facts};
     crash_point(s, "commit");
-    if (change_commit(s->m, &c, &err) != 0) { // it runs, and the next start finishes it
-        log_error("sandbox %s: its resume could not be recorded: %s", s->id, err.internal);
-        op_done(op, s, &err);
-        return;
+    while (change_commit(s->m, &c, &err) != 0) { // it runs: recorded as soon as the disk takes it, or by the next start
+        struct err stop = {0};
+        const struct timespec second = {.tv_sec = 1};
+        log_warn_limited("sandbox %s: its resume could not be recorded: %s", s->id, err.internal);
+        if (manager_stopping(s->m) || op_should_stop(s, op, &stop)) {
+            op_done(op, s, &err);
+            return;
+        }
+        nanosleep(&second, NULL); // nobody tells when there is room again
+        memset(&err, 0, sizeof err);
     }
     sandbox_publish(s, &l->row);
     crash_point(s, "end");

@@ -32,7 +32,7 @@ int saved_origin(struct manager *m, const struct saved *s, const json_t *machine
 // The cold state of s (docs/snapshots.md).
 int cold_load(struct sandbox *s, const struct sandbox_row *row, const struct machine_parts *parts, struct origin **ret,
               struct err *err);
-void cold_erase(struct sandbox *s, uint64_t *ret_bytes);
+int cold_erase(struct sandbox *s, uint64_t *ret_bytes);         // 0, or -1: something is left
 
 // Freezes the agent where the VM runs, captures, lets it go on or not. `spec` lacks only base and ram_bytes.
 struct moment {
@@ -42,10 +42,12 @@ struct moment {
     int64_t freeze_us;
     uint64_t disk_bytes, disk_free_bytes; // of the guest's filesystem; 0 where it was paused already
 };
+// The memory of a guest whose disk is full is taken only where it ends with it (disk_to_fd -1: its own disk stays).
 int moment_take(struct sandbox *s, int state_fd, int disk_to_fd, bool go_on, struct moment *ret, struct err *err);
 void moment_free(struct moment *mo);
 
 void cold_run(struct sandbox *s, struct op *op);
+void expire_cold_run(struct sandbox *s, struct op *op);        // … and where that fails stopped: it does not outlive its ttl
 void wake_run(struct sandbox *s, struct op *op);               // resume of a cold one
 void wake_resume(struct sandbox *s, struct op *op);            // … of an earlier server, its VM adopted
 void pause_run(struct sandbox *s, struct op *op);

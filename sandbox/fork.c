@@ -21,6 +21,7 @@ struct child {
     struct fork_group *g;
     struct sandbox_row row;        // as admitted, then as it came up
     struct sandbox *s;             // reference
+    struct op *op;                 // parked until the group is decided: what a client asks of s stands behind it
     struct err err;
     bool up;
 };
@@ -48,8 +49,11 @@ struct fork_group {
 static void group_free(struct fork_group *g)
 {
     for (unsigned i = 0; i < g->n; i++) {
-        sandbox_row_free(&g->children[i].row);
-        sandbox_unref(g->children[i].s);
+        struct child *c = &g->children[i];
+        if (c->op)
+            op_unpark(c->s, c->op);
+        sandbox_row_free(&c->row);
+        sandbox_unref(c->s);
     }
     origin_unref(g->m, g->origin);
     job_row_free(&g->job);
@@ -215,6 +219,7 @@ static void child_run(struct sandbox *s, struct op *op)
     struct child *c = op->arg;
     struct fork_group *g = c->g;
     struct launch l;
+    op_park(s, op);
     launch_init(&l, s, op, LAUNCH_RESTORE);
     op->cb.done = NULL;
     op->t0_us = g->t0_us;
@@ -297,6 +302,13 @@ static int admit_rows(struct fork_group *g, struct err *err)
     return failed;
 }
 
+// Before there is anything to continue from: keeps the child's queue.
+static void child_wait(struct sandbox *s, struct op *op)
+{
+    op->cb.done = NULL;
+    op_park(s, op);
+}
+
 // From here on children exist, for clients and for a restart.
 static int make_children(struct fork_group *g, const struct sandbox_row *from, struct err *err)
 {
@@ -317,9 +329,13 @@ static int make_children(struct fork_group *g, const struct sandbox_row *from, s
         struct sandbox_row copy = {0};
         struct child *c = &g->children[i];
         c->s = !failed && sandbox_row_copy(&copy, &c->row) == 0 ? sandbox_new(g->m, &copy, true, err) : NULL;
+        struct op *op = c->s ? op_new("fork", child_wait, &g->a, g->status, NULL) : NULL;
         if (c->s) {
             c->s->reserved_mib = need;
             registry_add(g->m, c->s);
+            failed = op ? 0 : err_set(err, ERR_INTERNAL, "out_of_memory", "out of memory");
+            if ((c->op = op))
+                op_enqueue(c->s, op);
         } else {
             sandbox_row_free(&copy);
             budget_give(g->m, need);
@@ -331,24 +347,30 @@ static int make_children(struct fork_group *g, const struct sandbox_row *from, s
     return failed;
 }
 
+static void start_child(struct child *c)
+{
+    struct fork_group *g = c->g;
+    struct op *wait = c->op, *op = op_new("fork", child_run, &g->a, g->status, NULL);
+    if (!op) {
+        err_set(&c->err, ERR_INTERNAL, "out_of_memory", "out of memory");
+        group_left(g, c->s);
+        return;
+    }
+    op->a.idem_key[0] = 0;
+    op->wants_slot = true;
+    op->arg = c;
+    c->op = op;
+    op_enqueue(c->s, op);
+    op_unpark(c->s, wait);
+}
+
+// One more than there are children: the group is there until all have been started.
 static void start_children(struct fork_group *g)
 {
-    g->left = g->n;
-    for (unsigned i = 0; i < g->n; i++) {
-        struct child *c = &g->children[i];
-        struct op *op = op_new("fork", child_run, &g->a, g->status, NULL);
-        if (!op) {
-            err_set(&c->err, ERR_INTERNAL, "out_of_memory", "out of memory");
-            group_left(g, c->s); // not the last: i < n - 1, or all others are done
-            continue;
-        }
-        op->a.idem_key[0] = 0;
-        op->wants_slot = true;
-        op->arg = c;
-        struct sandbox *s = sandbox_ref(c->s); // the group may end before we look again
-        op_enqueue(s, op);
-        sandbox_unref(s);
-    }
+    g->left = g->n + 1;
+    for (unsigned i = 0; i < g->n; i++)
+        start_child(&g->children[i]);
+    group_left(g, g->children[0].s);
 }
 
 static void group_fail(struct fork_group *g, const struct err *err)

@@ -47,6 +47,7 @@ struct op {
     void (*run)(struct sandbox *s, struct op *op);
     bool wants_slot;             // boots a guest: waits until a launch slot is free
     bool has_slot;
+    bool parked, unparked, left; // ops.c: it ran, but keeps its place; under sandbox.lock
     atomic_bool cancelled;       // by POST …/cancel: a create ends at its next stage
     struct admission a;
     int success_status;
@@ -174,6 +175,10 @@ struct op *op_new(const char *name, void (*run)(struct sandbox *, struct op *), 
 void op_discard(struct op *op);                                // of one that was never enqueued
 void op_enqueue(struct sandbox *s, struct op *op);              // takes op; a reference to s is held until it ran
 void op_done(struct op *op, struct sandbox *s, const struct err *err); // calls cb.done once
+// Called by an operation that has run but whose outcome is not decided yet: it keeps its place, so that nothing else is done
+// with the sandbox, but no thread. op_unpark, due once from anywhere, lets the next one run.
+void op_park(struct sandbox *s, struct op *op);
+void op_unpark(struct sandbox *s, struct op *op);
 bool op_should_stop(struct sandbox *s, struct op *op, struct err *err); // deleted or cancelled meanwhile
 void ops_kick_for_delete(struct sandbox *s);                    // a create that waits for its slot runs at once, to end
 void job_begin(struct job_row *job, const struct admission *a, const char *kind);

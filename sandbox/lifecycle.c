@@ -272,11 +272,12 @@ int sandbox_erase(struct sandbox *s, json_t *report, bool keep_records, struct e
         bad += !gone;
     }
     uint64_t bytes = 0;
-    if (s->dirfd >= 0 && faccessat(s->dirfd, "cold", F_OK, AT_SYMLINK_NOFOLLOW) == 0) {
-        cold_erase(s, &bytes);
-        report_add(erased, "cold_state", bytes);
-        bytes = 0;
-    }
+    const bool cold = s->dirfd >= 0 && faccessat(s->dirfd, "cold", F_OK, AT_SYMLINK_NOFOLLOW) == 0;
+    const int cold_left = cold_erase(s, &bytes);
+    if (cold || cold_left)
+        report_add(cold_left ? failed : erased, "cold_state", bytes);
+    bad += cold_left != 0;
+    bytes = 0;
     (void)unlinkat(s->dirfd, "base.runs", 0);
     const int run_left = fd_remove_tree(m->run_dirfd, s->id, &bytes);
     report_add(run_left ? failed : erased, "run_directory", bytes);

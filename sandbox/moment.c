@@ -135,7 +135,7 @@ static void at_step(void *arg, const char *step)
         carry_offsets(w->s, &w->carry);
 }
 
-static int freeze(struct sandbox *s, struct vm *vm, struct watch *w, struct moment *mo, struct err *err)
+static int freeze(struct sandbox *s, struct vm *vm, bool with_disk, struct watch *w, struct moment *mo, struct err *err)
 {
     struct vm_frozen f;
     const int64_t t = clock_mono_us();
@@ -151,7 +151,7 @@ static int freeze(struct sandbox *s, struct vm *vm, struct watch *w, struct mome
         return -1;
     mo->disk_bytes = f.disk_bytes;
     mo->disk_free_bytes = f.disk_free_bytes;
-    if (f.disk_bytes == 0 || f.disk_free_bytes * 100 > f.disk_bytes * (100 - GUEST_DISK_FULL_PERCENT))
+    if (!with_disk || f.disk_bytes == 0 || f.disk_free_bytes * 100 > f.disk_bytes * (100 - GUEST_DISK_FULL_PERCENT))
         return 0;
     err_set(err, ERR_CONFLICT, "guest_disk_full", "the guest's disk is %d %% full or more", GUEST_DISK_FULL_PERCENT);
     return err_remedy(err, "remove files in the sandbox first");
@@ -176,13 +176,15 @@ int moment_take(struct sandbox *s, int state_fd, int disk_to_fd, bool go_on, str
     if (!failed && was_paused)
         carry_all(s, &w.carry);
     else if (!failed)
-        failed = freeze(s, vm, &w, &mo, err);
+        failed = freeze(s, vm, disk_to_fd >= 0, &w, &mo, err);
     const struct capture_spec spec = {.ram_bytes = bytes, .state_fd = state_fd, .disk_from = disk, .disk_to = disk_to_fd,
                                       .base = &mo.base.runs, .go_on = go_on, .timeout_ms = QMP_MS, .at = at_step, .arg = &w};
     if (!failed)
         failed = vm_capture(vm, &spec, &mo.capture, err);
-    if (!was_paused && (go_on || failed))
+    if (!was_paused && (go_on || failed)) {
         vm_thaw(vm);
+        vm_set_clock(vm); // it stood still
+    }
     crash_point(s, "disk");
     if (!failed)
         failed = vm_capture_disk(vm, &mo.capture, err);

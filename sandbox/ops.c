@@ -206,6 +206,24 @@ void op_enqueue(struct sandbox *s, struct op *op)
         dispatch(s, op);
 }
 
+// The head of the queue has ended: the next one, with the reference that came with it.
+static void leave(struct sandbox *s, struct op *op)
+{
+    struct manager *m = s->m;
+    pthread_mutex_lock(&s->lock);
+    s->ops = op->next;
+    s->op_active = false;
+    if (!s->ops)
+        s->ops_last = NULL;
+    struct op *next = s->ops;
+    pthread_mutex_unlock(&s->lock);
+    op_discard(op);
+    if (next)
+        dispatch(s, next);
+    sandbox_unref(s);
+    atomic_fetch_sub(&m->active, 1);
+}
+
 static void run_next(void *arg)
 {
     struct sandbox *s = arg;
@@ -221,23 +239,33 @@ static void run_next(void *arg)
         err_set(&e, ERR_INTERNAL, "no_answer", "the operation ended without an answer");
         op_done(op, s, &e);
     }
-    const bool had_slot = op->has_slot;
-
-    pthread_mutex_lock(&s->lock);
-    s->ops = op->next;
-    s->op_active = false;
-    if (!s->ops)
-        s->ops_last = NULL;
-    struct op *next = s->ops;
-    pthread_mutex_unlock(&s->lock);
-    op_discard(op);
-    store_thread_done(); // 32 threads, and few operations read
-    if (had_slot)
+    if (op->has_slot)
         slot_release(m);
-    if (next)
-        dispatch(s, next); // with the reference that came with it
-    sandbox_unref(s);
-    atomic_fetch_sub(&m->active, 1);
+    op->has_slot = false;
+    store_thread_done(); // 32 threads, and few operations read
+    pthread_mutex_lock(&s->lock);
+    op->left = op->parked && !op->unparked;
+    const bool stays = op->left;
+    pthread_mutex_unlock(&s->lock);
+    if (!stays)
+        leave(s, op);
+}
+
+void op_park(struct sandbox *s, struct op *op)
+{
+    pthread_mutex_lock(&s->lock);
+    op->parked = true;
+    pthread_mutex_unlock(&s->lock);
+}
+
+void op_unpark(struct sandbox *s, struct op *op)
+{
+    pthread_mutex_lock(&s->lock);
+    op->unparked = true;
+    const bool left = op->left; // else its thread is not through with it, and will see
+    pthread_mutex_unlock(&s->lock);
+    if (left)
+        leave(s, op);
 }
 
 // ---- jobs and stages ------------------------------------------------------------------------------------------------

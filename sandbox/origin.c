@@ -286,7 +286,7 @@ struct making {
     char image[DIGEST_TEXT_MAX];
 };
 
-static void make_work(void *arg)
+static void *make_work(void *arg)
 {
     struct making *w = arg;
     struct err err = {0};
@@ -300,25 +300,31 @@ static void make_work(void *arg)
     origins_trim(w->m);
     templates_evict(w->m);
     store_thread_done();
-    atomic_fetch_sub(&w->m->active, 1);
+    struct manager *m = w->m;
     free(w);
+    atomic_fetch_sub(&m->active, 1);
+    return NULL;
 }
 
 static int make_aside(struct manager *m, const struct machine_parts *parts, struct origin *o, struct err *err)
 {
     struct making *w = calloc(1, sizeof *w);
+    pthread_t thread;
     if (w) {
         *w = (struct making){.m = m, .o = o, .parts = *parts, .runtime = *parts->runtime};
         snprintf(w->image, sizeof w->image, "%s", parts->image_digest);
         w->parts.image_digest = w->image;
         w->parts.runtime = &w->runtime;
         atomic_fetch_add(&m->active, 1);
-        if (work_submit(m->ops, make_work, w) == 0)
+        // A thread of its own: those of the operations may all be waiting for this.
+        if (pthread_create(&thread, NULL, make_work, w) == 0) {
+            pthread_detach(thread); // the manager's end waits for `active`
             return 0;
+        }
         atomic_fetch_sub(&m->active, 1);
         free(w);
     }
-    return err_set(err, ERR_UNAVAILABLE, "busy", "too many operations wait already");
+    return err_set(err, ERR_UNAVAILABLE, "no_threads", "no thread is left to make a template");
 }
 
 static bool differs(int parent_dirfd, const char *name, const struct saved_signature *was)

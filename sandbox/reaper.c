@@ -6,7 +6,7 @@
 
 #define PRUNE_EVERY_MS 60000
 
-// A ttl that passed: destroy or stop, once. A stopped sandbox that was to be stopped stays as it is.
+// A ttl that passed: destroy, stop or cold, once. A stopped sandbox that was to be stopped stays as it is.
 static void expire(struct sandbox *s, int64_t now_wall_ms)
 {
     struct sandbox_info *view = sandbox_view(s);
@@ -25,7 +25,7 @@ static void expire(struct sandbox *s, int64_t now_wall_ms)
     struct admission a;
     if (stop) {
         system_admission(&a, s->tenant, cold ? "sandbox.cold" : "sandbox.stop", s->id);
-        struct op *op = op_new(cold ? "cold" : "expire", cold ? cold_run : stop_run, &a, 200, NULL);
+        struct op *op = op_new(cold ? "cold" : "expire", cold ? expire_cold_run : stop_run, &a, 200, NULL);
         if (!op)
             return;
         strcpy(op->cause, "expired");

@@ -51,7 +51,7 @@ PATHS = {
 # Where the next server ends as well, while it makes up for the first end.
 THEN = {
     "template": {"launch": "adopt.settle", "agent": "create.commit"},
-    "start": {"launch": "adopt.settle", "agent": "start.commit"},
+    "start": {"launch": "adopt.settle"},
     "stop": {"shutdown": "adopt.settle"},
     "delete": {"erase": "delete.commit"},
     "fork": {"agent": "adopt.settle"},
