@@ -149,6 +149,21 @@ static void look_at_cgroup(struct host_facts *f)
         snprintf(f->cgroup_reason, sizeof f->cgroup_reason, "cgroup v2 is there, but limits are not applied by this version");
 }
 
+static void look_at_cpu(struct host_facts *f)
+{
+    CLEANUP_BUF struct buf b = BUF_INIT(4u << 20);
+    uint8_t hash[SHA256_BYTES];
+    struct sha256 *h = fd_read_file(AT_FDCWD, "/proc/cpuinfo", &b) == 0 ? sha256_new() : NULL;
+    for (const char *line = buf_text(&b); h && *line && *line != '\n'; line += strcspn(line, "\n") + 1) // to the first blank one
+        if (strncmp(line, "model name", 10) == 0 || strncmp(line, "flags", 5) == 0)
+            sha256_update(h, line, strcspn(line, "\n"));
+    if (h) {
+        sha256_peek(h, hash);
+        crypto_digest_text(hash, f->cpu_sha256);
+    }
+    sha256_free(h);
+}
+
 int host_facts_read(const char *qemu_path, struct host_facts *f, struct err *err)
 {
     CLEANUP_BUF struct buf b = BUF_INIT(64);
@@ -158,6 +173,7 @@ int host_facts_read(const char *qemu_path, struct host_facts *f, struct err *err
     look_at_qemu(f, qemu_path);
     try_jail(f);
     look_at_cgroup(f);
+    look_at_cpu(f);
     if (fd_read_file(AT_FDCWD, "/proc/sys/kernel/random/boot_id", &b) == 0)
         snprintf(f->boot_id, sizeof f->boot_id, "%.36s", buf_text(&b));
     f->is_root = geteuid() == 0;

@@ -13,6 +13,7 @@ struct host_facts {
     char qemu_path[256], bwrap_path[256];
     char qemu_sha256[72];          // digest of the binary: the build id of receipts
     char boot_id[48];
+    char cpu_sha256[72];           // of the first CPU's model and flags: what `-cpu host` is under KVM
     bool is_root, userns, kvm_device;
     bool jail_works;               // bubblewrap was started with our namespaces and ended well
     char jail_reason[160];         // why not

@@ -39,6 +39,12 @@ int accel_choose(struct manager *m, const char *require, enum vm_accel *ret, str
     return 0;
 }
 
+int accel_again(struct manager *m, const struct sandbox_row *row, enum vm_accel *ret, struct err *err)
+{
+    CLEANUP_JSON json_t *backend = row->backend_json ? json_loads(row->backend_json, 0, NULL) : NULL;
+    return accel_choose(m, json_get_str(backend, "accel"), ret, err);
+}
+
 int manager_uid_take(struct manager *m, unsigned *ret_uid, struct err *err)
 {
     *ret_uid = 0;

@@ -289,6 +289,8 @@ void cold_run(struct sandbox *s, struct op *op)
     row_next(s, &row, SANDBOX_COLD, strcmp(op->cause, "expired") == 0 ? "expired" : NULL);
     crash_point(s, "write");
     if (!failed)
+        failed = room_for(s->m, ram_runs_bytes(&mo.capture.runs), &err);
+    if (!failed)
         failed = cold_write(s, &w, &mo, &row, &r, &err);
     if (failed) {
         saved_abort(&w);
@@ -449,7 +451,7 @@ void wake_run(struct sandbox *s, struct op *op)
     struct err err = {0};
     launch_init(&l, s, op, LAUNCH_WAKE);
     if (op_should_stop(s, op, &err) || store_reserve_check(s->m->store, &err) != 0 ||
-        accel_choose(s->m, NULL, &l.accel, &err) != 0 ||
+        accel_again(s->m, &l.row, &l.accel, &err) != 0 ||
         sandbox_budget_take(s, l.accel, l.row.memory_mib, &err) != 0 || wake_admit(s, op, &l, &err) != 0) {
         sandbox_uid_release(s);
         op_done(op, s, &err);

@@ -45,6 +45,8 @@ struct moment {
 // The memory of a guest whose disk is full is taken only where it ends with it (disk_to_fd -1: its own disk stays).
 int moment_take(struct sandbox *s, int state_fd, int disk_to_fd, bool go_on, struct moment *ret, struct err *err);
 void moment_free(struct moment *mo);
+// Whether the host's disk takes so many bytes more and keeps its reserve. unavailable/disk_full.
+int room_for(struct manager *m, uint64_t bytes, struct err *err);
 
 void cold_run(struct sandbox *s, struct op *op);
 void expire_cold_run(struct sandbox *s, struct op *op);        // … and where that fails stopped: it does not outlive its ttl
@@ -54,6 +56,9 @@ void pause_run(struct sandbox *s, struct op *op);
 void resume_run(struct sandbox *s, struct op *op);             // from paused or cold
 void snapshot_run(struct sandbox *s, struct op *op);
 void fork_run(struct sandbox *s, struct op *op);
+// Whether a sandbox can be made of it now: it is there, its time is not over. Errors: conflict/snapshot_deleted,
+// conflict/snapshot_expired.
+int snapshot_usable(const struct snapshot_row *row, struct err *err);
 void snapshots_sweep(struct manager *m);                       // half-written ones of an earlier server
 void snapshots_expire(struct manager *m);                      // reaper: what is past its retention
 

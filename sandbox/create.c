@@ -5,6 +5,7 @@
 //   admitted, prepare                     undone: files erased, sandbox destroyed, key free, retry begins anew
 //   launch                                VM found by its name and ended, then as prepare
 //   agent                                 VM adopted; when its agent answers the create succeeds
+#include "sandbox/cold.h"
 #include "sandbox/launch.h"
 
 #include <errno.h>
@@ -229,7 +230,29 @@ static int check_shape(const struct sandbox_row *row, const struct snapshot_row 
     err_set(err, ERR_SNAPSHOT_MISMATCH, "snapshot_mismatch",
             "the snapshot has %d vcpus, %d MiB of memory and a disk of %d MiB: resources differ", snapshot->vcpus,
             snapshot->memory_mib, snapshot->disk_mib);
+    const struct {
+        const char *name;
+        int asked, has;
+    } parts[] = {{"vcpus", row->vcpus, snapshot->vcpus}, {"memory_mib", row->memory_mib, snapshot->memory_mib},
+                 {"disk_mib", row->disk_mib, snapshot->disk_mib}};
+    for (size_t i = 0; i < 3; i++)
+        if (parts[i].asked && parts[i].asked != parts[i].has)
+            err_field(err, parts[i].name, "expected %d, found %d", parts[i].asked, parts[i].has);
     return err_remedy(err, "leave out resources");
+}
+
+// Device state of one accelerator is nothing to the other: the sandbox has the snapshot's, whatever else this host could do.
+static int check_accel(struct create_admission *c, const struct snapshot_row *snapshot, struct err *err)
+{
+    char *require = c->op->require_accel;
+    if (!*require || strcmp(require, snapshot->accel) == 0) {
+        snprintf(require, sizeof c->op->require_accel, "%s", snapshot->accel);
+        return 0;
+    }
+    err_set(err, ERR_SNAPSHOT_MISMATCH, "snapshot_mismatch", "the snapshot was taken under %s: require.accel differs",
+            snapshot->accel);
+    err_field(err, "accel", "expected %s, found %s", require, snapshot->accel);
+    return err_remedy(err, "leave out require.accel");
 }
 
 static int admit_snapshot(struct create_admission *c, struct err *err)
@@ -242,9 +265,8 @@ static int admit_snapshot(struct create_admission *c, struct err *err)
             *err = not_found_error();
         return -1;
     }
-    int failed = snapshot.state == SNAPSHOT_READY
-                     ? check_shape(row, &snapshot, err)
-                     : err_set(err, ERR_CONFLICT, "snapshot_deleted", "the snapshot was deleted");
+    const int failed = snapshot_usable(&snapshot, err) != 0 || check_shape(row, &snapshot, err) != 0 ||
+                       check_accel(c, &snapshot, err) != 0;
     snprintf(row->image_ref, sizeof row->image_ref, "%s", snapshot.image_ref);
     snprintf(row->image_digest, sizeof row->image_digest, "%s", snapshot.image_digest);
     snprintf(row->parent_sandbox_id, sizeof row->parent_sandbox_id, "%s", snapshot.sandbox_id);
@@ -265,12 +287,11 @@ static int admit_checks(struct create_admission *c, struct err *err)
     if (store_reserve_check(m->store, err) != 0)
         return -1;
     enum vm_accel accel;
+    if (*row->parent_snapshot_id && admit_snapshot(c, err) != 0)
+        return -1;
     if (accel_choose(m, *c->op->require_accel ? c->op->require_accel : NULL, &accel, err) != 0)
         return -1;
-    if (*row->parent_snapshot_id) {
-        if (admit_snapshot(c, err) != 0)
-            return -1;
-    } else {
+    if (!*row->parent_snapshot_id) {
         if (images_resolve(m->images, c->image, &image, err) != 0)
             return -1;
         snprintf(row->image_ref, sizeof row->image_ref, "%s", c->image);

@@ -225,7 +225,7 @@ static void child_run(struct sandbox *s, struct op *op)
     op->t0_us = g->t0_us;
     l.boot_path = "fork";
     l.origin = origin_ref(g->m, g->origin);
-    int failed = accel_choose(g->m, NULL, &l.accel, &c->err);
+    int failed = accel_again(g->m, &l.row, &l.accel, &c->err);
     if (!failed)
         failed = launch_run(&l, &c->err);
     if (!failed) {
@@ -486,7 +486,7 @@ static int load_snapshot(struct fork_group *g, struct snapshot_row *row, struct 
             *err = not_found_error();
         return -1;
     }
-    return row->state == SNAPSHOT_READY ? 0 : err_set(err, ERR_CONFLICT, "snapshot_deleted", "the snapshot was deleted");
+    return snapshot_usable(row, err);
 }
 
 static void fork_snapshot_work(void *arg)

@@ -271,6 +271,8 @@ int sandbox_budget_take(struct sandbox *s, enum vm_accel accel, int memory_mib, 
 int sandbox_erase(struct sandbox *s, json_t *report, bool keep_records, struct err *err);
 // Picks the accelerator for a launch, waiting for the verdict; refuses rather than downgrades.
 int accel_choose(struct manager *m, const char *require, enum vm_accel *ret, struct err *err);
+// The one that the sandbox had, for what continues from its state.
+int accel_again(struct manager *m, const struct sandbox_row *row, enum vm_accel *ret, struct err *err);
 
 // ---- commands -------------------------------------------------------------------------------------------------
 void commands_on_frame(struct sandbox *s, int type, uint64_t id, const struct msg_command *c); // loop

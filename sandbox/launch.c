@@ -27,7 +27,7 @@ static struct machine_parts parts_of(const struct launch *l)
     return (struct machine_parts){.image_digest = l->row.image_digest, .qemu_digest = m->host.qemu_sha256,
                                   .qemu_version = m->host.qemu_version, .runtime = &l->runtime, .accel = l->accel,
                                   .vcpus = l->row.vcpus, .memory_mib = l->row.memory_mib, .disk_mib = l->row.disk_mib,
-                                  .tsc_khz = m->host.tsc_khz};
+                                  .tsc_khz = m->host.tsc_khz, .host_cpu = m->host.cpu_sha256};
 }
 
 static int find_snapshot(struct launch *l, struct err *err)
@@ -35,10 +35,10 @@ static int find_snapshot(struct launch *l, struct err *err)
     struct manager *m = l->s->m;
     struct snapshot_row row = {0};
     const int found = snapshot_get(m->store, l->row.tenant, l->row.parent_snapshot_id, &row, err);
-    if (found != 0 || row.state != SNAPSHOT_READY) {
+    if (found != 0 || snapshot_usable(&row, err) != 0) {
         if (found == 0)
             snapshot_row_free(&row);
-        return found < 0 ? -1 : err_set(err, ERR_CONFLICT, "snapshot_deleted", "the snapshot was deleted");
+        return found > 0 ? err_set(err, ERR_CONFLICT, "snapshot_deleted", "the snapshot was deleted") : -1;
     }
     const int failed = origin_snapshot(m, &row, &l->origin, err);
     snapshot_row_free(&row);

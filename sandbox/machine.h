@@ -18,8 +18,9 @@ struct machine_parts {
     enum vm_accel accel;
     int vcpus, memory_mib, disk_mib;
     unsigned tsc_khz;
+    const char *host_cpu;      // digest; counts where the guest's CPU is the host's
 };
-// {"accel","cpu_model","disk_mib","image_digest","initramfs_digest","kernel_digest","layout","machine","memory_mib",
+// {"accel","cpu_model","disk_mib","host_cpu" (KVM),"image_digest","initramfs_digest","kernel_digest","layout","machine","memory_mib",
 // "qemu_digest","qemu_version","tsc_mhz","vcpus"}; new.
 json_t *machine_of(const struct machine_parts *p);
 // The key of a template: SHA-256 of the object's canonical text. NULL out of memory.

@@ -36,6 +36,7 @@ struct manager_options {
     unsigned max_live_per_tenant;      // quota
     unsigned max_launches;             // booting at once; further ones queue
     int64_t retention_ms;              // of destroyed sandboxes
+    unsigned disk_reserve_mib;   // of the state directory's filesystem: saved states leave it free
     unsigned max_snapshots_per_tenant; // quota
     bool templates;                    // fork creates from templates; off: every create boots
     int template_memory_mib, template_disk_mib; // of templates nobody uses, kept for the next create

@@ -98,7 +98,7 @@ static json_t *machine_here(struct manager *m, const struct sandbox_row *row, st
                                         .qemu_version = m->host.qemu_version, .runtime = &runtime,
                                         .accel = accel && strcmp(accel, "kvm") == 0 ? VM_ACCEL_KVM : VM_ACCEL_TCG,
                                         .vcpus = row->vcpus, .memory_mib = row->memory_mib, .disk_mib = row->disk_mib,
-                                        .tsc_khz = m->host.tsc_khz};
+                                        .tsc_khz = m->host.tsc_khz, .host_cpu = m->host.cpu_sha256};
     return machine_of(&parts);
 }
 
@@ -196,6 +196,16 @@ int moment_take(struct sandbox *s, int state_fd, int disk_to_fd, bool go_on, str
     else
         *ret = mo;
     return failed;
+}
+
+int room_for(struct manager *m, uint64_t bytes, struct err *err)
+{
+    const int64_t left = fd_free_bytes(m->snapshots_dirfd);
+    if (left < 0 || (uint64_t)left >= bytes + ((uint64_t)m->o.disk_reserve_mib << 20))
+        return 0;
+    err_set(err, ERR_UNAVAILABLE, "disk_full", "the host has no room for %llu MiB of saved state",
+            (unsigned long long)(bytes >> 20) + 1);
+    return err_remedy(err, "delete snapshots or sandboxes, or free space on the host");
 }
 
 void moment_free(struct moment *mo)

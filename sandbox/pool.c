@@ -471,7 +471,8 @@ static void begin_work(void *arg)
         const struct machine_parts parts = {.image_digest = digest, .qemu_digest = m->host.qemu_sha256,
                                             .qemu_version = m->host.qemu_version, .runtime = &runtime, .accel = accel,
                                             .vcpus = DEFAULT_VCPUS, .memory_mib = DEFAULT_MEMORY_MIB,
-                                            .disk_mib = DEFAULT_DISK_MIB, .tsc_khz = m->host.tsc_khz};
+                                            .disk_mib = DEFAULT_DISK_MIB, .tsc_khz = m->host.tsc_khz,
+                                            .host_cpu = m->host.cpu_sha256};
         int got = origin_template(m, &parts, NULL, NULL, &o, &err);
         if (got == 1) // being made now: wait for it
             got = origin_template(m, &parts, NULL, NULL, &o, &err);

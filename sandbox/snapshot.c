@@ -167,10 +167,15 @@ static int take(struct sandbox *s, struct snapshot_call *call, struct err *err)
     sandbox_info_unref(view);
     call->row.qemu_json = json_dumps(q, JSON_COMPACT);
     int failed = machine ? saved_begin(m->store, m->snapshots_dirfd, call->row.id, true, &w, err) : -1;
+    struct stat disk;
+    if (!failed && fstatat(s->dirfd, "disk.raw", &disk, AT_SYMLINK_NOFOLLOW) == 0)
+        failed = room_for(m, (uint64_t)disk.st_blocks * 512, err);
     if (!failed)
         failed = moment_take(s, w.state_fd, w.disk_fd, !call->stop, &mo, err);
     const int64_t t1 = clock_mono_us();
     crash_point(s, "write");
+    if (!failed)
+        failed = room_for(m, ram_runs_bytes(&mo.capture.runs), err);
     if (!failed)
         failed = write_spools(&w, s, mo.commands, err);
     const struct saved_facts f = {.kind = "snapshot", .id = call->row.id, .epoch = call->row.epoch,
@@ -356,6 +361,15 @@ int manager_snapshot(struct manager *m, const char *sandbox_id, const struct sna
     return 0;
 }
 
+int snapshot_usable(const struct snapshot_row *row, struct err *err)
+{
+    if (row->state != SNAPSHOT_READY)
+        return err_set(err, ERR_CONFLICT, "snapshot_deleted", "the snapshot was deleted");
+    if (row->expires_at_ms != 0 && clock_wall_ms() >= row->expires_at_ms) // others are built on it, or it goes in a moment
+        return err_set(err, ERR_CONFLICT, "snapshot_expired", "the snapshot's retention is over");
+    return 0;
+}
+
 // ---- back into memory ---------------------------------------------------------------------------------------------------
 static int open_row(struct manager *m, const struct snapshot_row *row, struct saved *ret, json_t *mismatches,
                     struct err *err)
@@ -402,7 +416,12 @@ static int compare(struct manager *m, const struct saved *files, const json_t *m
 {
     const char *key = json_get_str(files->manifest, "template");
     const char *manifest = json_get_str(files->manifest, "template_manifest");
+    const char *accel = json_get_str(machine, "accel");
+    enum vm_accel usable;
+    struct err unusable = {0};
     machine_compare(json_object_get(files->manifest, "machine"), machine, mismatches);
+    if (accel_choose(m, accel, &usable, &unusable) != 0)
+        saved_mismatch(mismatches, "accel", accel, "not usable");
     if (key && *key && template_check(m, key, manifest ? manifest : "", mismatches, err) != 0)
         return -1;
     return saved_verify(files, mismatches, err);
@@ -447,6 +466,7 @@ struct deletion {
     struct admission a;
     int status;
     char id[ID_MAX], cause[WORD_MAX];
+    bool admitted;
 };
 
 static void report_add(json_t *report, const char *list, const char *kind, uint64_t bytes)
@@ -457,10 +477,9 @@ static void report_add(json_t *report, const char *list, const char *kind, uint6
     json_array_append_new(json_object_get(report, list), one);
 }
 
-static json_t *report_of(const struct snapshot_row *row, uint64_t bytes, bool failed)
+static json_t *report_of(uint64_t bytes, bool failed)
 {
     json_t *r = json_pack("{s:[],s:[],s:[]}", "erased", "retained", "failed");
-    (void)row;
     report_add(r, failed ? "failed" : "erased", "snapshot", bytes);
     report_add(r, "retained", "receipts", 0);
     return r;
@@ -472,11 +491,9 @@ static int delete_again(struct deletion *d, const struct snapshot_row *row, stru
     return change_commit(d->m, &c, err);
 }
 
-// Nothing is built on it any more from the commit on; then the files go.
-static int delete_it(struct deletion *d, struct snapshot_row *row, struct err *err)
+// Nothing is built on it any more from this on.
+static int delete_begin(struct deletion *d, struct snapshot_row *row, struct err *err)
 {
-    uint64_t bytes = 0;
-    int left = 0;
     row->state = SNAPSHOT_DELETED;
     snprintf(row->state_reason, sizeof row->state_reason, "%s", d->cause);
     row->deleted_at_ms = clock_wall_ms();
@@ -484,14 +501,25 @@ static int delete_it(struct deletion *d, struct snapshot_row *row, struct err *e
     const struct change begin = {.admit = &d->a, .snapshot_update = row, .event_kind = "snapshot.deleted"};
     if (change_commit(d->m, &begin, err) != 0)
         return -1;
+    d->admitted = true;
+    if (d->cb.admitted)
+        d->cb.admitted(d->cb.arg, d->a.job_id);
+    return 0;
+}
+
+// Then the files go; again by the next DELETE where some are left.
+static int delete_files(struct deletion *d, struct snapshot_row *row, struct err *err)
+{
+    uint64_t bytes = 0;
+    int left = 0;
     crash_point(NULL, "snapshot_delete.erase");
     origin_forget(d->m, row->id);
     erase_files(d->m, row->id, &bytes, &left);
-    CLEANUP_JSON json_t *report = report_of(row, bytes, left != 0);
+    CLEANUP_JSON json_t *report = report_of(bytes, left != 0);
     free(row->deletion_json);
     row->deletion_json = json_dumps(report, JSON_COMPACT);
-    struct change c = {.settle = &d->a, .snapshot_update = row, .outcome = "succeeded", .status = d->status, .ref = row->id,
-                       .facts = report};
+    struct change c = {.admit = d->admitted ? NULL : &d->a, .settle = &d->a, .snapshot_update = row, .outcome = "succeeded",
+                       .status = d->status, .ref = row->id, .facts = report};
     CLEANUP_FREE char *problem = NULL;
     struct err why = {0};
     if (left) {
@@ -507,19 +535,35 @@ static int delete_it(struct deletion *d, struct snapshot_row *row, struct err *e
     return left ? -1 : 0;
 }
 
+static bool erased_whole(const struct snapshot_row *row)
+{
+    CLEANUP_JSON json_t *report = row->deletion_json ? json_loads(row->deletion_json, 0, NULL) : NULL;
+    return report && json_array_size(json_object_get(report, "failed")) == 0;
+}
+
+static int delete_now(struct deletion *d, struct snapshot_row *row, struct err *err)
+{
+    if (row->state == SNAPSHOT_DELETED && erased_whole(row))
+        return delete_again(d, row, err);
+    if (row->state != SNAPSHOT_DELETED && delete_begin(d, row, err) != 0)
+        return -1;
+    return delete_files(d, row, err);
+}
+
 static void delete_work(void *arg)
 {
+    static pthread_mutex_t one = PTHREAD_MUTEX_INITIALIZER; // after the other: two of the same have the same report
     struct deletion *d = arg;
     struct manager *m = d->m;
     struct err err = {0};
     struct snapshot_row row = {0};
+    pthread_mutex_lock(&one);
     int failed = snapshot_get(m->store, d->a.tenant, d->id, &row, &err);
     if (failed > 0)
         err = not_found_error();
     if (!failed)
-        failed = row.state == SNAPSHOT_DELETED ? delete_again(d, &row, &err) : delete_it(d, &row, &err);
-    if (failed && err.kind == ERR_NONE)
-        err = not_found_error();
+        failed = delete_now(d, &row, &err);
+    pthread_mutex_unlock(&one);
     if (d->cb.done)
         d->cb.done(d->cb.arg, failed ? NULL : &row, failed ? &err : NULL);
     else if (failed)

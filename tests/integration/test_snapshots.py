@@ -736,9 +736,12 @@ def test_guest_disk_full(s):
     """A guest whose disk is full is not saved: 409 guest_disk_full; it goes on, and is saved when there is room"""
     box = s.create(resources={"vcpus": 1, "memory_mib": 256, "disk_mib": 64})["id"]
     s.run(box, "dd if=/dev/zero of=/work/fill bs=1M 2>/dev/null; sync", user="root")
-    for path, body in (("snapshots", KEEP), ("cold", None)):
+    for path, body in (("snapshots", KEEP), ("fork", {"count": 1})):
         a = s.post(f"{BOX}/{box}/{path}", body, expect=409)
         assert a.code == "guest_disk_full", a
+    # Its own disk stays where it is: a full one is no reason to keep it awake.
+    assert s.post(f"{BOX}/{box}/cold", expect=200).json["state"] == "cold"
+    assert s.post(f"{BOX}/{box}/resume", expect=200).json["state"] == "running"
     assert s.get(f"{BOX}/{box}").json["state"] == "running"
     assert s.run(box, "rm /work/fill", user="root")["exit_code"] == 0
     drop(s, snapshot(s, box)["id"])
