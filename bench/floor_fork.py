@@ -27,7 +27,7 @@ import floor as plain  # noqa: E402
 import harness  # noqa: E402
 
 MIB = 256
-UNTUNED = ((",tb-size=64", ""), (" norandmaps", ""), (" psi=0 lsm=landlock,yama sysctl.vm.compaction_proactiveness=0 sysctl.vm.stat_interval=60", ""), ("cache=unsafe", "cache=writeback"))
+UNTUNED = ((",tb-size=64", ""), (" norandmaps", ""), (" psi=0 lsm=landlock,yama hardened_usercopy=off init_on_alloc=0 randomize_kstack_offset=off sysctl.vm.compaction_proactiveness=0 sysctl.vm.stat_interval=60", ""), ("cache=unsafe", "cache=writeback"))
 
 
 def ms(t):

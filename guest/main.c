@@ -3,7 +3,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <poll.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -31,6 +31,7 @@ struct port_source {
 static int epoll_fd = -1, signal_fd = -1, wake_fd = -1;
 static struct port_source control_source = {{SOURCE_PORT}, &control_port}, bulk_source = {{SOURCE_PORT}, &bulk_port};
 static struct source child_source = {SOURCE_CHILD}, wake_source = {SOURCE_WAKE};
+static sigset_t child_ended;    // SIGCHLD, blocked
 static uint8_t session[16];
 static bool session_up;
 static struct {                 // a hello on bulk whose session control has not begun yet
@@ -324,14 +325,19 @@ static bool read_port(struct port *p)
 }
 
 // ---- the loop -----------------------------------------------------------------------------------------------------
+static void reap_all(void)
+{
+    int status;
+    for (pid_t pid; (pid = waitpid(-1, &status, WNOHANG)) > 0;)
+        command_reaped(pid, status);
+}
+
 static void reap(void)
 {
     struct signalfd_siginfo info[4];
     while (read(signal_fd, info, sizeof info) == (ssize_t)sizeof info)
         ;
-    int status;
-    for (pid_t pid; (pid = waitpid(-1, &status, WNOHANG)) > 0;)
-        command_reaped(pid, status);
+    reap_all();
 }
 
 static bool pump_bulk(void)
@@ -386,21 +392,19 @@ static void __attribute__((noreturn)) loop(void)
             dispatch(&events[i]);
         // A closed output is mostly the beginning of an end: to wait a moment for the rest is cheaper than to be woken
         // for each of its parts, with another address space each time.
-        struct pollfd end = {.fd = signal_fd, .events = POLLIN};
-        if (command_leaving() && poll(&end, 1, 1) > 0)
-            reap();
+        if (command_leaving() && sigtimedwait(&child_ended, NULL, &(struct timespec){.tv_nsec = 1000000}) > 0)
+            reap_all(); // the signal is taken; nothing is left for the descriptor
     }
 }
 
 static void open_sources(void)
 {
-    sigset_t mask;
-    sigemptyset(&mask);
-    sigaddset(&mask, SIGCHLD);
-    sigprocmask(SIG_BLOCK, &mask, NULL);
+    sigemptyset(&child_ended);
+    sigaddset(&child_ended, SIGCHLD);
+    sigprocmask(SIG_BLOCK, &child_ended, NULL);
     signal(SIGPIPE, SIG_IGN);
     epoll_fd = epoll_create1(EPOLL_CLOEXEC);
-    signal_fd = signalfd(-1, &mask, SFD_CLOEXEC | SFD_NONBLOCK);
+    signal_fd = signalfd(-1, &child_ended, SFD_CLOEXEC | SFD_NONBLOCK);
     wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     loop_add(signal_fd, EPOLLIN, &child_source);
     loop_add(wake_fd, EPOLLIN, &wake_source);

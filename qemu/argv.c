@@ -10,13 +10,14 @@
 // translated code again by its virtual address, so that a process of which every copy lies elsewhere is translated anew each
 // time (25 ms against 6 for `sh -c true`, and a buffer that fills with copies); emulation is no security boundary anyway.
 // psi=0 lsm=…: what each switch and exec would run through for nobody (pressure accounting, AppArmor and TOMOYO without a
-// profile); sysctl.vm.…: threads that would wake twice a second to look. All of it a fork has to translate anew.
+// profile), hardened_usercopy, init_on_alloc, randomize_kstack_offset: hardening of a kernel that is no boundary here;
+// sysctl.vm.…: threads that would wake twice a second to look. All of it a fork has to translate anew.
 static const struct {
     const char *accel, *cpu, *cmdline;
 } BY_ACCEL[] = {
     [VM_ACCEL_TCG] = {"tcg,tb-size=64", "Nehalem,spec-ctrl=off,+arat",
-                      " no_timer_check mitigations=off norandmaps psi=0 lsm=landlock,yama "
-                      "sysctl.vm.compaction_proactiveness=0 sysctl.vm.stat_interval=60"},
+                      " no_timer_check mitigations=off norandmaps psi=0 lsm=landlock,yama hardened_usercopy=off "
+                      "init_on_alloc=0 randomize_kstack_offset=off sysctl.vm.compaction_proactiveness=0 sysctl.vm.stat_interval=60"},
     [VM_ACCEL_KVM] = {"kvm", "host", ""},
 };
 
