@@ -8,12 +8,16 @@
 #include <unistd.h>
 
 #include "base/clock.h"
+#include "base/fd.h"
 
+#define DISK_IN_PAUSE (4u << 20)  // copied sooner than a job of QEMU's is made ready
+#define DISK_SLACK (64 << 20)
 #define BUFFER_SLACK (8u << 20) // what a guest may dirty between the look and the stop without a second mapping
 
 void capture_free(struct capture *c)
 {
     ram_runs_free(&c->runs);
+    ram_runs_free(&c->disk_data);
     if (c->pages)
         munmap(c->pages, c->mapped);
     memset(c, 0, sizeof *c);
@@ -96,6 +100,8 @@ static int in_pause(struct vm *vm, const struct ram_guest *g, const struct captu
     const int64_t t = c->disk_began_us = clock_mono_us();
     step(spec, "save");
     int failed = c->disk.open ? disk_job_start(vm, &c->disk, err) : 0;
+    if (!failed && c->disk.open)
+        failed = ram_runs_of_file(spec->disk_from, c->disk_bytes, &c->disk_data, err);
     if (!failed)
         failed = vm_save_state(vm, spec->state_fd, spec->timeout_ms, err);
     c->save_us = clock_mono_us() - t;
@@ -114,7 +120,9 @@ static int in_pause(struct vm *vm, const struct ram_guest *g, const struct captu
     return failed;
 }
 
-// A VM that stands still has its disk copied by us; for one that goes on QEMU is made ready to.
+// A disk with little on it is copied by us in the pause: that is sooner done than to begin a job of QEMU's. One with much is
+// copied by QEMU after it, where the filesystem has room for all of the disk (QEMU allocates what it writes zeros to; those are
+// given back afterwards). A VM that stands still has its disk copied by us.
 static int prepare_disk(struct vm *vm, const struct capture_spec *spec, bool was_paused, struct capture *c, struct err *err)
 {
     struct stat st;
@@ -122,6 +130,10 @@ static int prepare_disk(struct vm *vm, const struct capture_spec *spec, bool was
         return 0;
     if (fstat(spec->disk_from, &st) != 0)
         return err_sys(err, errno, "reading a disk");
+    if ((uint64_t)st.st_blocks * 512 <= DISK_IN_PAUSE || fd_free_bytes(spec->disk_to) < (int64_t)st.st_size + DISK_SLACK)
+        return 0;
+    c->disk_bytes = (uint64_t)st.st_size;
+    c->disk_to = spec->disk_to;
     return disk_job_open(vm, spec->disk_to, (uint64_t)st.st_size, &c->disk, err);
 }
 
@@ -130,6 +142,8 @@ int vm_capture_disk(struct vm *vm, struct capture *c, struct err *err)
     if (!c->disk.open)
         return 0;
     const int failed = disk_job_wait(vm, &c->disk, err);
+    if (!failed)
+        ram_punch_rest(c->disk_to, c->disk_bytes, &c->disk_data);
     c->disk_us = clock_mono_us() - c->disk_began_us;
     disk_job_close(vm, &c->disk);
     return failed;
@@ -172,5 +186,18 @@ int vm_capture(struct vm *vm, const struct capture_spec *spec, struct capture *r
     } else {
         *ret = c;
     }
+    return failed;
+}
+
+int vm_put_pages(struct vm *vm, uint64_t ram_bytes, const struct ram_runs *runs, const void *pages, int timeout_ms,
+                 struct err *err)
+{
+    struct ram_guest g;
+    json_t *there = vm_qmp(vm, "query-status", NULL, timeout_ms, err); // it answers when its memory is mapped and reset
+    json_decref(there);
+    if (!there || ram_guest_open(vm_pid(vm), ram_bytes, true, &g, err) != 0)
+        return -1;
+    const int failed = ram_guest_write(&g, runs, pages, err);
+    ram_guest_close(&g);
     return failed;
 }

@@ -29,6 +29,9 @@ struct capture {
     int64_t paused_us, stop_us, save_us, memory_us, disk_us; // disk: until it was whole
     struct disk_job disk;        // under way where the VM goes on
     int64_t disk_began_us;
+    struct ram_runs disk_data;   // where the disk had data at that moment
+    uint64_t disk_bytes;
+    int disk_to;                 // borrowed
 };
 
 // 0, or -1 with err: unsupported_capability/memory_access, unavailable/disk_full, transport_failed, timeout. Where the VM
@@ -36,5 +39,9 @@ struct capture {
 int vm_capture(struct vm *vm, const struct capture_spec *spec, struct capture *ret, struct err *err);
 int vm_capture_disk(struct vm *vm, struct capture *c, struct err *err);
 void capture_free(struct capture *c); // accepts a zeroed one
+
+// Puts pages into a VM that was launched with a memory file and has not loaded its state yet. Errors: as vm_capture.
+int vm_put_pages(struct vm *vm, uint64_t ram_bytes, const struct ram_runs *runs, const void *pages, int timeout_ms,
+                 struct err *err);
 
 #endif

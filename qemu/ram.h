@@ -53,6 +53,8 @@ int ram_runs_union(const struct ram_runs *a, const struct ram_runs *b, struct ra
 int ram_runs_minus(const struct ram_runs *a, const struct ram_runs *b, struct ram_runs *ret);
 // The data extents of a file (SEEK_DATA), whole pages.
 int ram_runs_of_file(int fd, uint64_t bytes, struct ram_runs *ret, struct err *err);
+// Makes holes of all that runs do not name. Best effort.
+void ram_punch_rest(int fd, uint64_t bytes, const struct ram_runs *data);
 
 // ---- a running guest ------------------------------------------------------------------------------------------------
 // Guest memory inside a QEMU process.
@@ -72,6 +74,8 @@ void ram_guest_close(struct ram_guest *g);
 int ram_guest_dirty(const struct ram_guest *g, struct ram_runs *ret, struct err *err);
 // Copies the pages of runs, packed one after the other, into to (ram_runs_bytes(runs) bytes).
 int ram_guest_read(const struct ram_guest *g, const struct ram_runs *runs, void *to, struct err *err);
+// … and back: of a guest that has not run yet. Its mapping is private: the pages become its own.
+int ram_guest_write(const struct ram_guest *g, const struct ram_runs *runs, const void *from, struct err *err);
 
 // ---- the memory file of a snapshot ----------------------------------------------------------------------------------
 // Header: "AIRLOCK-PAGES-1\n" (16 bytes), page size u64, number of runs u64, per run offset u64 and pages u64 (all little
@@ -84,6 +88,9 @@ int ram_file_write(int fd, const struct ram_runs *runs, const void *from, uint8_
 // Errors: conflict/snapshot_corrupt for a bad form.
 int ram_file_load(int fd, int ram_fd, uint64_t bytes, uint8_t ret_hash[SHA256_BYTES], struct ram_runs *ret_runs,
                   struct err *err);
+// The same into a mapping of its own, packed: *ret_pages (munmap *ret_mapped bytes; NULL where there are none).
+int ram_file_read(int fd, uint64_t bytes, uint8_t ret_hash[SHA256_BYTES], struct ram_runs *ret_runs, void **ret_pages,
+                  size_t *ret_mapped, struct err *err);
 // The runs alone, as a small file (the same header without pages), and back.
 int ram_runs_save(int fd, const struct ram_runs *runs, struct err *err);
 int ram_runs_load(int fd, uint64_t bytes, struct ram_runs *ret, struct err *err);

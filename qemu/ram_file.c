@@ -123,6 +123,18 @@ int ram_runs_of_file(int fd, uint64_t bytes, struct ram_runs *ret, struct err *e
     return 0;
 }
 
+void ram_punch_rest(int fd, uint64_t bytes, const struct ram_runs *data)
+{
+    uint64_t at = 0;
+    for (size_t i = 0; i <= data->n; i++) {
+        const uint64_t next = i < data->n ? data->v[i].offset : bytes;
+        if (next > at)
+            (void)fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)at, (off_t)(next - at));
+        if (i < data->n)
+            at = next + data->v[i].pages * RAM_PAGE;
+    }
+}
+
 // ---- header -----------------------------------------------------------------------------------------------------
 static void put64(uint8_t *p, uint64_t v)
 {
@@ -285,6 +297,43 @@ int ram_file_load(int fd, int ram_fd, uint64_t bytes, uint8_t ret_hash[SHA256_BY
     else
         ram_runs_free(&runs);
     return failed;
+}
+
+int ram_file_read(int fd, uint64_t bytes, uint8_t ret_hash[SHA256_BYTES], struct ram_runs *ret_runs, void **ret_pages,
+                  size_t *ret_mapped, struct err *err)
+{
+    struct ram_runs runs = {0};
+    uint8_t *head = NULL;
+    size_t len;
+    if (read_header(fd, bytes, true, &runs, &head, &len, err) != 0)
+        return -1;
+    const size_t want = (size_t)ram_runs_bytes(&runs);
+    struct sha256 *sha = sha256_new();
+    uint8_t *pages = want ? mmap(NULL, want, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0) : NULL;
+    int failed = !sha || pages == MAP_FAILED ? err_sys(err, ENOMEM, "mapping memory") : 0;
+    if (!failed)
+        sha256_update(sha, head, len);
+    for (size_t done = 0; !failed && done < want;) {
+        const size_t n = want - done < CHUNK ? want - done : CHUNK;
+        failed = fd_pread_full(fd, pages + done, n, (off_t)(len + done)) != 0 ? err_sys(err, errno, "reading memory") : 0;
+        if (!failed)
+            sha256_update(sha, pages + done, n);
+        done += n;
+    }
+    if (!failed)
+        sha256_peek(sha, ret_hash);
+    sha256_free(sha);
+    free(head);
+    if (failed) {
+        if (pages && pages != MAP_FAILED)
+            munmap(pages, want);
+        ram_runs_free(&runs);
+        return -1;
+    }
+    *ret_runs = runs;
+    *ret_pages = pages;
+    *ret_mapped = want;
+    return 0;
 }
 
 int ram_runs_save(int fd, const struct ram_runs *runs, struct err *err)

@@ -124,31 +124,31 @@ int ram_guest_dirty(const struct ram_guest *g, struct ram_runs *ret, struct err 
     return 0;
 }
 
-#define READ_MOST (512u << 20) // at once: the kernel cuts one call at 2 GiB (MAX_RW_COUNT)
+#define MOVE_MOST (512u << 20) // at once: the kernel cuts one call at 2 GiB (MAX_RW_COUNT)
 
 // process_vm_readv needs one call for a thousand runs where pread needs one for each.
-static int read_batch(const struct ram_guest *g, const struct iovec *theirs, size_t n, uint8_t *to, uint64_t bytes,
+static int move_batch(const struct ram_guest *g, const struct iovec *theirs, size_t n, uint8_t *our, uint64_t bytes, bool write,
                       struct err *err)
 {
-    const struct iovec ours = {to, bytes};
-    const ssize_t got = process_vm_readv(g->pid, &ours, 1, theirs, n, 0);
+    const struct iovec ours = {our, bytes};
+    const ssize_t got = write ? process_vm_writev(g->pid, &ours, 1, theirs, n, 0)
+                              : process_vm_readv(g->pid, &ours, 1, theirs, n, 0);
     if (got == (ssize_t)bytes)
         return 0;
     if (got < 0 && (errno == EPERM || errno == ENOSYS))
-        return no_access(err, "reading it is not permitted");
-    return err_sys(err, got < 0 ? errno : EFAULT, "reading a guest's memory");
+        return no_access(err, "it is not permitted");
+    return err_sys(err, got < 0 ? errno : EFAULT, "moving a guest's memory");
 }
 
-int ram_guest_read(const struct ram_guest *g, const struct ram_runs *runs, void *to, struct err *err)
+static int move(const struct ram_guest *g, const struct ram_runs *runs, uint8_t *at, bool write, struct err *err)
 {
     struct iovec theirs[VECTORS];
-    uint8_t *at = to;
     uint64_t done = 0; // of run i
     for (size_t i = 0; i < runs->n;) {
         size_t n = 0;
         uint64_t bytes = 0;
-        while (n < VECTORS && i < runs->n && bytes < READ_MOST) {
-            const uint64_t len = runs->v[i].pages * RAM_PAGE, left = len - done, room = READ_MOST - bytes;
+        while (n < VECTORS && i < runs->n && bytes < MOVE_MOST) {
+            const uint64_t len = runs->v[i].pages * RAM_PAGE, left = len - done, room = MOVE_MOST - bytes;
             if (runs->v[i].offset > g->bytes || len > g->bytes - runs->v[i].offset)
                 return err_set(err, ERR_INTERNAL, "bad_run", "a page is outside the guest's memory");
             const uint64_t part = left < room ? left : room;
@@ -160,11 +160,21 @@ int ram_guest_read(const struct ram_guest *g, const struct ram_runs *runs, void 
                 i++;
             }
         }
-        if (read_batch(g, theirs, n, at, bytes, err) != 0)
+        if (move_batch(g, theirs, n, at, bytes, write, err) != 0)
             return -1;
         at += bytes;
     }
     return 0;
+}
+
+int ram_guest_read(const struct ram_guest *g, const struct ram_runs *runs, void *to, struct err *err)
+{
+    return move(g, runs, to, false, err);
+}
+
+int ram_guest_write(const struct ram_guest *g, const struct ram_runs *runs, const void *from, struct err *err)
+{
+    return move(g, runs, (uint8_t *)(uintptr_t)from, true, err); // not written to
 }
 
 // ---- what it costs --------------------------------------------------------------------------------------------------

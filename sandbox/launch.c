@@ -242,7 +242,12 @@ static int stage_restore(void *arg, struct err *err)
     CLEANUP_FD int state = origin_state_open(l->origin, err);
     if (state < 0 || op_should_stop(l->s, l->op, err))
         return -1;
-    const int failed = vm_restore(l->vm, state, RESTORE_MS, err);
+    int failed = 0;
+    if (l->origin->put_runs.n > 0)
+        failed = vm_put_pages(l->vm, l->origin->ram_bytes, &l->origin->put_runs, l->origin->put_pages, RESTORE_MS, err);
+    origin_put_done(l->origin);
+    if (!failed)
+        failed = vm_restore(l->vm, state, RESTORE_MS, err);
     l->t_restore_us = clock_mono_us() - t;
     return failed;
 }

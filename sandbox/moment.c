@@ -245,7 +245,18 @@ static int load_disk(const struct saved *s, struct origin *o, json_t *mismatches
     return o->disk_fd == -1 ? -1 : 0;
 }
 
-static int load_memory(struct manager *m, const struct saved *s, struct origin *o, json_t *mismatches, struct err *err)
+// What one sandbox alone continues from is put over the template's pages in its own QEMU, where they are copied as it
+// writes: nothing of the template is copied, and what it shares with others stays shared.
+static int load_apart(const struct saved *s, struct origin *base, struct origin *o, json_t *mismatches, struct err *err)
+{
+    o->ram_fd = fcntl(base->ram_fd, F_DUPFD_CLOEXEC, 3);
+    if (o->ram_fd < 0)
+        return err_sys(err, errno, "sharing a template");
+    return saved_load_apart(s, o->ram_bytes, &o->put_runs, &o->put_pages, &o->put_mapped, &o->state_fd, mismatches, err);
+}
+
+static int load_memory(struct manager *m, const struct saved *s, bool apart, struct origin *o, json_t *mismatches,
+                       struct err *err)
 {
     const char *key = json_get_str(s->manifest, "template"), *manifest = json_get_str(s->manifest, "template_manifest");
     struct origin *base = NULL;
@@ -255,6 +266,12 @@ static int load_memory(struct manager *m, const struct saved *s, struct origin *
         return 0;
     snprintf(o->template_key, sizeof o->template_key, "%s", key ? key : "");
     snprintf(o->template_manifest, sizeof o->template_manifest, "%s", manifest ? manifest : "");
+    if (base && apart) {
+        const int left = load_apart(s, base, o, mismatches, err);
+        o->base_signature = base->signature;
+        origin_unref(m, base);
+        return left;
+    }
     o->ram_fd = ram_new(o->ram_bytes, err);
     int failed = o->ram_fd < 0 || (base && ram_copy(base->ram_fd, o->ram_fd, o->ram_bytes, err) != 0);
     if (base)
@@ -278,7 +295,7 @@ int saved_origin(struct manager *m, const struct saved *s, const json_t *machine
     // Only what is in order so far is worth reading; nothing of it is used where something is not.
     int failed = saved_refuse(mismatches, err);
     if (!failed)
-        failed = load_memory(m, s, o, mismatches, err);
+        failed = load_memory(m, s, !with_disk && m->host.is_root, o, mismatches, err);
     if (!failed && with_disk)
         failed = load_disk(s, o, mismatches, err);
     if (!failed)

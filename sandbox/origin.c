@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -38,8 +39,17 @@ struct origin *origin_new(void)
     return o;
 }
 
+void origin_put_done(struct origin *o)
+{
+    ram_runs_free(&o->put_runs);
+    if (o->put_pages)
+        munmap(o->put_pages, o->put_mapped);
+    o->put_pages = NULL;
+}
+
 static void origin_free(struct origin *o)
 {
+    origin_put_done(o);
     fd_close(&o->ram_fd);
     fd_close(&o->state_fd);
     fd_close(&o->disk_fd);

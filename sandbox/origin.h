@@ -30,6 +30,9 @@ struct origin {
     json_t *commands;                  // that ran at that moment (carry.h); NULL: none
     int spool_dirfd;                   // their output so far; -1: none
     struct ram_runs runs;              // pages that differ from the template; empty for a template
+    struct ram_runs put_runs;          // pages that its one user puts over them itself (vm_put_pages); origin_put_done
+    void *put_pages;
+    size_t put_mapped;
     struct saved_signature signature;  // of its directory when it was checked
     struct saved_signature base_signature; // and of its template's, where it is no template itself
     int64_t used_ms;                   // monotonic
@@ -89,6 +92,7 @@ int snapshot_origin_make(struct manager *m, const struct snapshot_row *row, stru
 struct origin *origin_new(void);            // empty, one reference; for what is not cached
 struct origin *origin_ref(struct manager *m, struct origin *o);
 void origin_unref(struct manager *m, struct origin *o);        // accepts NULL
+void origin_put_done(struct origin *o);     // of one that is not shared
 // Takes it out of the cache (its users go on).
 void origin_forget(struct manager *m, const char *key);
 // The same for the pool.

@@ -348,6 +348,20 @@ static int load_state(const struct saved *s, int *ret_fd, json_t *mismatches, st
     return 0;
 }
 
+// What ram_file_load or ram_file_read said of a file that is as long as the manifest says.
+static int memory_said(const struct saved *s, int failed, const uint8_t hash[SHA256_BYTES], json_t *mismatches, struct err *err)
+{
+    if (failed && err->kind != ERR_CONFLICT)
+        return -1;
+    if (failed) {
+        memset(err, 0, sizeof *err); // not even its form is right
+        saved_mismatch(mismatches, "memory", "as written", "malformed");
+        return 0;
+    }
+    (void)same_digest(told_of(s, "memory"), "memory", hash, mismatches);
+    return 0;
+}
+
 int saved_load(const struct saved *s, int ram_fd, uint64_t ram_bytes, struct ram_runs *ret_runs, int *ret_state_fd,
                json_t *mismatches, struct err *err)
 {
@@ -357,15 +371,21 @@ int saved_load(const struct saved *s, int ram_fd, uint64_t ram_bytes, struct ram
         return -1;
     if (memory < 0)
         return 0;
-    if (ram_file_load(memory, ram_fd, ram_bytes, hash, ret_runs, err) != 0) {
-        if (err->kind != ERR_CONFLICT)
-            return -1;
-        memset(err, 0, sizeof *err); // not even its form is right
-        saved_mismatch(mismatches, "memory", "as written", "malformed");
+    const int failed = ram_file_load(memory, ram_fd, ram_bytes, hash, ret_runs, err);
+    return memory_said(s, failed, hash, mismatches, err);
+}
+
+int saved_load_apart(const struct saved *s, uint64_t ram_bytes, struct ram_runs *ret_runs, void **ret_pages,
+                     size_t *ret_mapped, int *ret_state_fd, json_t *mismatches, struct err *err)
+{
+    uint8_t hash[SHA256_BYTES];
+    CLEANUP_FD int memory = open_file(s, "memory", mismatches, err);
+    if (memory == -1 || load_state(s, ret_state_fd, mismatches, err) != 0)
+        return -1;
+    if (memory < 0)
         return 0;
-    }
-    (void)same_digest(told_of(s, "memory"), "memory", hash, mismatches);
-    return 0;
+    const int failed = ram_file_read(memory, ram_bytes, hash, ret_runs, ret_pages, ret_mapped, err);
+    return memory_said(s, failed, hash, mismatches, err);
 }
 
 // ---- comparing alone ----------------------------------------------------------------------------------------------------

@@ -76,6 +76,9 @@ int saved_verify_rest(const struct saved *s, json_t *mismatches, struct err *err
 int saved_verify_own_disk(const struct saved *s, int disk_fd, json_t *mismatches, struct err *err);
 // Puts memory into ram_fd (which holds the template's pages already) and the state into a sealed memory file, checking
 // their digests in the same pass: nothing is to be used where mismatches grew.
+// Its pages apart from the template's: ram_file_read.
+int saved_load_apart(const struct saved *s, uint64_t ram_bytes, struct ram_runs *ret_runs, void **ret_pages,
+                     size_t *ret_mapped, int *ret_state_fd, json_t *mismatches, struct err *err);
 int saved_load(const struct saved *s, int ram_fd, uint64_t ram_bytes, struct ram_runs *ret_runs, int *ret_state_fd,
                json_t *mismatches, struct err *err);
 // The disk, read-only, its digest compared (once per inode and change time in this process). -1 with err; -2: differs.
