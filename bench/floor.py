@@ -37,6 +37,26 @@ def floor_digest():
         return "sha256:" + hashlib.sha256(f.read()).hexdigest()
 
 
+def copy_extents(source, target):
+    """A reflink where the filesystem can, else the data alone, by the kernel: the cheapest copy of a sparse file there is."""
+    with open(source, "rb", 0) as f, open(target, "wb", 0) as t:
+        size = os.fstat(f.fileno()).st_size
+        try:
+            fcntl.ioctl(t.fileno(), 0x40049409, f.fileno())  # FICLONE
+            return
+        except OSError:
+            t.truncate(size)
+        at = 0
+        while True:
+            try:
+                at = os.lseek(f.fileno(), at, os.SEEK_DATA)
+            except OSError:  # no more data
+                return
+            end = os.lseek(f.fileno(), at, os.SEEK_HOLE)
+            while at < end:
+                at += os.copy_file_range(f.fileno(), t.fileno(), end - at, at, at)
+
+
 class Floor:
     """Makes VMs with the argv of one that the product runs."""
 
@@ -82,7 +102,7 @@ class VM:
         self.folder = folder
         self.t0 = time.monotonic()
         disk = os.path.join(folder, "disk")
-        subprocess.run(["cp", "--sparse=always", "--reflink=auto", floor.template, disk], check=True)
+        copy_extents(floor.template, disk)
         opened = {"kernel": os.open(floor.kernel, os.O_RDONLY), "initrd": os.open(floor.initrd, os.O_RDONLY),
                   "root": os.open(floor.root, os.O_RDONLY), "data": os.open(disk, os.O_RDWR)}
         if "data_read" in floor.fds:

@@ -16,7 +16,6 @@ import re
 import shutil
 import socket
 import struct
-import subprocess
 import sys
 import time
 
@@ -32,26 +31,6 @@ UNTUNED = ((",tb-size=64", ""), (" norandmaps", ""), (" psi=0 lsm=landlock,yama 
 
 def ms(t):
     return (time.perf_counter() - t) * 1e3
-
-
-def copy_extents(source, target):
-    """A reflink where the filesystem can, else the data alone, by the kernel: the cheapest copy of a sparse file there is."""
-    with open(source, "rb", 0) as f, open(target, "wb", 0) as t:
-        size = os.fstat(f.fileno()).st_size
-        try:
-            fcntl.ioctl(t.fileno(), 0x40049409, f.fileno())  # FICLONE
-            return
-        except OSError:
-            t.truncate(size)
-        at = 0
-        while True:
-            try:
-                at = os.lseek(f.fileno(), at, os.SEEK_DATA)
-            except OSError:  # no more data
-                return
-            end = os.lseek(f.fileno(), at, os.SEEK_HOLE)
-            while at < end:
-                at += os.copy_file_range(f.fileno(), t.fileno(), end - at, at, at)
 
 
 class ForkFloor(plain.Floor):
@@ -100,7 +79,7 @@ class ForkFloor(plain.Floor):
         vm.cmd("stop")
         vm.save(self.state)
         took = ms(t)
-        copy_extents(vm.disk, self.disk)
+        plain.copy_extents(vm.disk, self.disk)
         vm.kill()
         return took
 
@@ -126,7 +105,7 @@ class ForkVM:
         self.folder = os.path.join(floor.work, f"f{floor.number}")
         os.mkdir(self.folder)
         self.disk = os.path.join(self.folder, "disk")
-        copy_extents(disk, self.disk)
+        plain.copy_extents(disk, self.disk)
         opened = {"kernel": os.open(floor.kernel, os.O_RDONLY), "initrd": os.open(floor.initrd, os.O_RDONLY),
                   "root": os.open(floor.root, os.O_RDONLY), "data": os.open(self.disk, os.O_RDWR),
                   "data_read": os.open(self.disk, os.O_RDONLY), "ram": os.open(ram, os.O_RDWR)}
@@ -245,7 +224,7 @@ class ForkVM:
         disk_ms = 0.0
         if with_disk:
             t1 = time.perf_counter()
-            copy_extents(self.disk, disk)
+            plain.copy_extents(self.disk, disk)
             disk_ms = ms(t1)
         self.cmd("cont")
         return ms(t), dirty, state, disk, disk_ms
@@ -263,7 +242,7 @@ class ForkVM:
 
 def materialise(floor, dirty, path):
     """Base and changed pages into one file, as a restore has to."""
-    copy_extents(floor.ram, path)
+    plain.copy_extents(floor.ram, path)
     with open(path, "r+b") as f:
         for offset, data in dirty:
             f.seek(offset)

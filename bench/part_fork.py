@@ -3,6 +3,7 @@ fork adds in memory; and the pool: POST to 201, and first commands against the s
 import json
 import time
 
+import floor_shared
 from floor_fork import ForkFloor
 from measure import BODY, Stand, Wire, harness, interleave, ms, p50
 
@@ -128,4 +129,6 @@ def measure(report, options):
         st.floor.boot_template()
         forks(report, options, st)
         memory(report, st)
+        floor_shared.note(report, st.floor.root, 10, "fork: request to first output", "memory one idle fork adds",
+                          "agent round trip (PING)", "sh -c true", "live snapshot: source paused")
     pooled(report, options)
