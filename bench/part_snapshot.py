@@ -62,6 +62,7 @@ def pauses(report, options, st, wire):
             took = time.perf_counter()
             time.sleep(0.3)  # the loop's next words
             gaps.append(ticker.gap(t, took))
+            changed_mb.append(snap["sizes"]["memory_bytes"] / 1e6)
             totals.append((took - t) * 1e3)
             st.s.delete(f"/v1/snapshots/{snap['id']}", expect=200)
             return snap["paused_ms"]
@@ -70,23 +71,27 @@ def pauses(report, options, st, wire):
     def floor(fill, disk):
         def one():
             vm.sh(fill)
-            paused, *_ = vm.snapshot(folder, disk)
+            paused, dirty, *_ = vm.snapshot(folder, disk)
+            floor_mb.append(sum(len(d) for _, d in dirty) / 1e6)
             return paused
         return one
 
-    gaps, totals = [], []
+    gaps, totals, changed_mb, floor_mb = [], [], [], []
     fill = f"head -c {MEMORY_MB}000000 /dev/urandom > /dev/shm/fill"
     mine, theirs = interleave(options.samples_snapshots, product(fill), floor(fill.replace("/dev/shm", "/tmp"), False))
     report.figure("snapshot: source paused, memory changed", "ms", mine, ("ratio<=", 1.2), theirs, "stop to cont", promised_n=5)
     report.figure("snapshot: longest gap of a loop in the guest", "ms", gaps, ("ratio<=", 1.2), theirs, "stop to cont", promised_n=5,
                   note="heard on the host: the loop's own period, 2 ms and more under emulation, is in it")
     report.figure("snapshot: POST to 201", "ms", totals, note="written, hashed, synced, sealed")
+    report.note(f"memory changed when it was paused, p50: {p50(changed_mb):.1f} MB, the floor's {p50(floor_mb):.1f} MB")
     gaps.clear()
     totals.clear()
     fill = f"head -c {DISK_MB}000000 /dev/urandom > /work/fill"
     mine, theirs = interleave(options.samples_snapshots, product(fill), floor(fill, True))
     report.figure("snapshot: source paused, disk changed", "ms", mine, ("ratio<=", 1.2), theirs, "stop to cont with a raw copy",
                   promised_n=5)
+    report.figure("snapshot: longest gap of a loop, disk changed", "ms", gaps, ("ratio<=", 1.2), theirs,
+                  "stop to cont with a raw copy", promised_n=5, note="while QEMU copies the disk beside it")
     ticker.close()
     vm.kill()
     st.s.delete(f"/v1/sandboxes/{box}", expect=200)

@@ -8,10 +8,8 @@
 #include <unistd.h>
 
 #include "base/clock.h"
-#include "base/fd.h"
 
 #define DISK_IN_PAUSE (4u << 20)  // copied sooner than a job of QEMU's is made ready
-#define DISK_SLACK (64 << 20)
 #define BUFFER_SLACK (8u << 20) // what a guest may dirty between the look and the stop without a second mapping
 
 void capture_free(struct capture *c)
@@ -126,11 +124,11 @@ static int in_pause(struct vm *vm, const struct ram_guest *g, const struct captu
 static int prepare_disk(struct vm *vm, const struct capture_spec *spec, bool was_paused, struct capture *c, struct err *err)
 {
     struct stat st;
-    if (spec->disk_to < 0 || was_paused || !spec->go_on)
+    if (spec->disk_to < 0 || was_paused || !spec->go_on || !spec->copy_later)
         return 0;
     if (fstat(spec->disk_from, &st) != 0)
         return err_sys(err, errno, "reading a disk");
-    if ((uint64_t)st.st_blocks * 512 <= DISK_IN_PAUSE || fd_free_bytes(spec->disk_to) < (int64_t)st.st_size + DISK_SLACK)
+    if ((uint64_t)st.st_blocks * 512 <= DISK_IN_PAUSE)
         return 0;
     c->disk_bytes = (uint64_t)st.st_size;
     c->disk_to = spec->disk_to;
@@ -144,6 +142,8 @@ int vm_capture_disk(struct vm *vm, struct capture *c, struct err *err)
     const int failed = disk_job_wait(vm, &c->disk, err);
     if (!failed)
         ram_punch_rest(c->disk_to, c->disk_bytes, &c->disk_data);
+    else
+        (void)!ftruncate(c->disk_to, 0); // a guest that the full disk has stopped keeps QEMU from closing it: not its blocks too
     c->disk_us = clock_mono_us() - c->disk_began_us;
     disk_job_close(vm, &c->disk);
     return failed;
@@ -181,6 +181,8 @@ int vm_capture(struct vm *vm, const struct capture_spec *spec, struct capture *r
     if (!vm_is_paused(vm))
         vm_save_done(vm);
     if (failed) {
+        if (c.disk.open)
+            (void)!ftruncate(spec->disk_to, 0);
         disk_job_close(vm, &c.disk);
         capture_free(&c);
     } else {

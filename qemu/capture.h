@@ -15,6 +15,7 @@ struct capture_spec {
     int state_fd;                // written from its start
     int disk_from, disk_to;      // disk_to -1: the disk stays where it is
     const struct ram_runs *base; // pages that differed from the template before this VM began; NULL: none
+    bool copy_later;             // the host has room for all of the disk: QEMU may copy it after the pause
     bool go_on;                  // the VM runs on afterwards, also after a failure
     int timeout_ms;              // of each QMP call
     // NULL, or called between the steps ("stop", "save", "copy", "cont") with arg.

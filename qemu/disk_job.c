@@ -8,6 +8,7 @@
 
 #include "base/clock.h"
 #include "base/json.h"
+#include "qemu/vm_int.h"
 
 #define JOB "airlock-copy"         // job and target have one name: there is one at a time
 #define DISK "data"                // of argv.c
@@ -118,13 +119,13 @@ int disk_job_open(struct vm *vm, int to_fd, uint64_t bytes, struct disk_job *ret
     struct err again = {0};
     if (ftruncate(to_fd, (off_t)bytes) != 0)
         return err_sys(err, errno, "making a copy of a disk");
-    CLEANUP_JSON json_t *set = vm_qmp_fd(vm, "add-fd", json_object(), to_fd, QMP_MS, err);
+    CLEANUP_JSON json_t *set = vm_qmp_fd(vm, "add-fd", json_pack("{s:s}", "opaque", JOB), to_fd, QMP_MS, err);
     struct disk_job j = {.open = true, .fdset = json_get_int(set, "fdset-id", 0)};
     if (!set)
         return -1;
     int failed = add_node(vm, j.fdset, err);
     if (failed && node_there(vm)) { // of a server that was killed while it copied
-        end(vm);
+        end(vm); // its descriptor goes with the next close
         failed = add_node(vm, j.fdset, &again);
         *err = again;
     }
@@ -136,8 +137,10 @@ int disk_job_open(struct vm *vm, int to_fd, uint64_t bytes, struct disk_job *ret
 
 void disk_job_sweep(struct vm *vm)
 {
-    if (node_there(vm))
-        end(vm);
+    if (!node_there(vm))
+        return;
+    end(vm);
+    vm_fds_close(vm, JOB);
 }
 
 // ---- the copy -----------------------------------------------------------------------------------------------------------
@@ -176,6 +179,6 @@ void disk_job_close(struct vm *vm, struct disk_job *j)
         end(vm);
     else
         (void)ask(vm, "blockdev-del", json_pack("{s:s}", "node-name", JOB), &err);
-    (void)ask(vm, "remove-fd", json_pack("{s:I}", "fdset-id", (json_int_t)j->fdset), &err);
+    vm_fds_close(vm, JOB); // also one that was not closed yet, because the guest stood still
     *j = (struct disk_job){0};
 }

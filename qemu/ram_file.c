@@ -112,8 +112,11 @@ int ram_runs_of_file(int fd, uint64_t bytes, struct ram_runs *ret, struct err *e
         if (data < 0 && errno == ENXIO)
             break;
         const off_t end = data < 0 ? -1 : lseek(fd, data, SEEK_HOLE);
-        const uint64_t from = (uint64_t)data / RAM_PAGE * RAM_PAGE;
-        if (end < 0 || ram_runs_add(&out, from, ((uint64_t)end - from + RAM_PAGE - 1) / RAM_PAGE) != 0) {
+        // Extents of smaller blocks than a page can share one: it is in the run before then.
+        const uint64_t last = out.n ? out.v[out.n - 1].offset + out.v[out.n - 1].pages * RAM_PAGE : 0;
+        const uint64_t start = (uint64_t)data / RAM_PAGE * RAM_PAGE, from = start < last ? last : start;
+        const uint64_t to = ((uint64_t)end + RAM_PAGE - 1) / RAM_PAGE * RAM_PAGE;
+        if (end < 0 || (to > from && ram_runs_add(&out, from, (to - from) / RAM_PAGE) != 0)) {
             ram_runs_free(&out);
             return err_sys(err, errno, "listing data");
         }

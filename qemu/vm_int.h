@@ -83,6 +83,7 @@ void session_connect(struct vm *vm);
 void session_hold(struct vm *vm);             // connects, says nothing: the guest has not been loaded
 void session_close(struct vm *vm);
 // vm_state.c
+void vm_fds_close(struct vm *vm, const char *opaque); // takes back what was given under that name
 void state_frozen(struct vm *vm, const struct frame *f);    // loop
 void state_refreshed(struct vm *vm, const struct frame *f); // loop
 void state_session_lost(struct vm *vm);                     // loop

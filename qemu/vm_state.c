@@ -179,17 +179,23 @@ int vm_save_state(struct vm *vm, int fd, int timeout_ms, struct err *err)
     return failed ? -1 : copy_state(memory, fd, err);
 }
 
-void vm_save_done(struct vm *vm)
+// QEMU closes a descriptor that was taken back only while the guest runs: what was left is taken back again.
+void vm_fds_close(struct vm *vm, const char *opaque)
 {
     struct err err = {0};
     size_t i;
     json_t *set;
     CLEANUP_JSON json_t *sets = vm_qmp(vm, "query-fdsets", NULL, QMP_MS, &err);
     json_array_foreach(sets, i, set) {
-        const char *opaque = json_get_str(json_array_get(json_object_get(set, "fds"), 0), "opaque");
-        if (opaque && strcmp(opaque, STATE_OPAQUE) == 0)
+        const char *its = json_get_str(json_array_get(json_object_get(set, "fds"), 0), "opaque");
+        if (its && strcmp(its, opaque) == 0)
             (void)ask(vm, "remove-fd", json_pack("{s:I}", "fdset-id", (json_int_t)json_get_int(set, "fdset-id", -1)), QMP_MS, &err);
     }
+}
+
+void vm_save_done(struct vm *vm)
+{
+    vm_fds_close(vm, STATE_OPAQUE);
 }
 
 pid_t vm_pid(const struct vm *vm)

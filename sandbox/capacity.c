@@ -99,6 +99,7 @@ static uint64_t shared_mib(struct manager *m, bool in_use)
     for (const struct origin *o = m->origins.list; o; o = o->next)
         if (o->state == ORIGIN_READY && (!in_use || o->refs > 1 + o->pool_refs))
             bytes += o->held_bytes;
+    bytes += m->origins.unlisted_bytes;
     pthread_mutex_unlock(&m->origins.lock);
     return bytes >> 20;
 }

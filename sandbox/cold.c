@@ -320,11 +320,31 @@ void cold_run(struct sandbox *s, struct op *op)
     op_done(op, s, NULL);
 }
 
+// As the reaper would see it now: the ttl may have been renewed while the cooling waited.
+static bool still_due(struct sandbox *s)
+{
+    struct sandbox_info *view = sandbox_view(s);
+    const struct sandbox_row *row = &view->row;
+    const bool due = (row->state == SANDBOX_RUNNING || row->state == SANDBOX_PAUSED) && row->expires_at_ms > 0 &&
+                     clock_wall_ms() >= row->expires_at_ms && strcmp(row->on_expiry, "cold") == 0;
+    sandbox_info_unref(view);
+    pthread_mutex_lock(&s->lock);
+    const bool deleted = s->delete_wanted;
+    pthread_mutex_unlock(&s->lock);
+    return due && !deleted;
+}
+
+static void stop_if_due(struct sandbox *s, struct op *op)
+{
+    if (still_due(s))
+        stop_run(s, op);
+}
+
 static void stopped_instead(struct sandbox *s)
 {
     struct admission a;
     system_admission(&a, s->tenant, "sandbox.stop", s->id);
-    struct op *op = op_new("expire", stop_run, &a, 200, NULL);
+    struct op *op = op_new("expire", stop_if_due, &a, 200, NULL);
     if (!op)
         return; // the reaper's next look begins anew
     snprintf(op->cause, sizeof op->cause, "expired");
@@ -336,11 +356,7 @@ static void stopped_instead(struct sandbox *s)
 void expire_cold_run(struct sandbox *s, struct op *op)
 {
     cold_run(s, op);
-    const int state = sandbox_present_state(s);
-    pthread_mutex_lock(&s->lock);
-    const bool deleted = s->delete_wanted;
-    pthread_mutex_unlock(&s->lock);
-    if (!deleted && (state == SANDBOX_RUNNING || state == SANDBOX_PAUSED))
+    if (still_due(s))
         stopped_instead(s);
 }
 

@@ -446,6 +446,7 @@ static int capture_source(struct sandbox *s, struct fork_group *g, struct err *e
     if (o->disk_fd < 0 || copy_base(s, o, err) != 0 || moment_take(s, o->state_fd, o->disk_fd, true, &mo, err) != 0)
         return -1;
     const int failed = put_pages(o, &mo, err);
+    origin_count(g->m, o);
     o->runs = mo.capture.runs;
     mo.capture.runs = (struct ram_runs){0};
     o->commands = mo.commands;

@@ -139,6 +139,7 @@ struct manager {
     struct origins origins;
     struct pool pool;
     int snapshots_dirfd;
+    atomic_ullong copying_bytes; // of disks that QEMUs are copying now
     atomic_bool expiring;        // snapshots past their retention are being deleted
     uint64_t committed_mib;      // worst case of all sandboxes' VMs; under lock
     uint64_t pooled_mib;         // and of the pool's, which give way to them; under lock

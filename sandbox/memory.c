@@ -67,6 +67,7 @@ void memory_gauges(struct manager *m, json_t *g)
             held += o->held_bytes;
             loaded++;
         }
+    held += m->origins.unlisted_bytes;
     const uint64_t made = m->origins.made, evicted = m->origins.evicted;
     pthread_mutex_unlock(&m->origins.lock);
     unsigned ready, parked, pool_mib;

@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "sandbox/carry.h"
@@ -157,6 +158,17 @@ static int freeze(struct sandbox *s, struct vm *vm, bool with_disk, struct watch
     return err_remedy(err, "remove files in the sandbox first");
 }
 
+// A copy by QEMU takes for a while as much as the disk is large: promised, so that two at once do not both count on it.
+static bool promise_room(struct manager *m, uint64_t bytes)
+{
+    struct err err = {0};
+    const uint64_t promised = atomic_fetch_add(&m->copying_bytes, bytes);
+    if (room_for(m, promised + bytes, &err) == 0)
+        return true;
+    atomic_fetch_sub(&m->copying_bytes, bytes);
+    return false;
+}
+
 int moment_take(struct sandbox *s, int state_fd, int disk_to_fd, bool go_on, struct moment *ret, struct err *err)
 {
     struct moment mo = {0};
@@ -177,7 +189,9 @@ int moment_take(struct sandbox *s, int state_fd, int disk_to_fd, bool go_on, str
         carry_all(s, &w.carry);
     else if (!failed)
         failed = freeze(s, vm, disk_to_fd >= 0, &w, &mo, err);
-    const struct capture_spec spec = {.ram_bytes = bytes, .state_fd = state_fd, .disk_from = disk, .disk_to = disk_to_fd,
+    struct stat st = {0};
+    const bool later = !failed && disk >= 0 && fstat(disk, &st) == 0 && promise_room(s->m, (uint64_t)st.st_size);
+    const struct capture_spec spec = {.ram_bytes = bytes, .copy_later = later, .state_fd = state_fd, .disk_from = disk, .disk_to = disk_to_fd,
                                       .base = &mo.base.runs, .go_on = go_on, .timeout_ms = QMP_MS, .at = at_step, .arg = &w};
     if (!failed)
         failed = vm_capture(vm, &spec, &mo.capture, err);
@@ -188,6 +202,8 @@ int moment_take(struct sandbox *s, int state_fd, int disk_to_fd, bool go_on, str
     crash_point(s, "disk");
     if (!failed)
         failed = vm_capture_disk(vm, &mo.capture, err);
+    if (later)
+        atomic_fetch_sub(&s->m->copying_bytes, (uint64_t)st.st_size);
     if (!failed)
         mo.commands = carry_json(&w.carry);
     carry_free(&w.carry);
@@ -269,7 +285,7 @@ static int load_memory(struct manager *m, const struct saved *s, bool apart, str
     if (base && apart) {
         const int left = load_apart(s, base, o, mismatches, err);
         o->base_signature = base->signature;
-        origin_unref(m, base);
+        o->base = base; // the reference: it is in use as long as this one is
         return left;
     }
     o->ram_fd = ram_new(o->ram_bytes, err);
@@ -302,6 +318,8 @@ int saved_origin(struct manager *m, const struct saved *s, const json_t *machine
         failed = saved_verify_rest(s, mismatches, err);
     if (!failed)
         failed = saved_refuse(mismatches, err);
+    if (!failed && !with_disk && !o->base)
+        origin_count(m, o); // of a cold sandbox: it is in no cache
     if (failed)
         origin_unref(m, o);
     else

@@ -75,9 +75,22 @@ static void unref(struct manager *m, struct origin *o, bool pool)
     o->used_ms = clock_mono_ms();
     o->pool_refs -= pool;
     const bool last = --o->refs == 0;
-    pthread_mutex_unlock(&m->origins.lock);
     if (last)
-        origin_free(o);
+        m->origins.unlisted_bytes -= o->counted_bytes;
+    pthread_mutex_unlock(&m->origins.lock);
+    if (!last)
+        return;
+    struct origin *base = o->base;
+    origin_free(o);
+    unref(m, base, false);
+}
+
+void origin_count(struct manager *m, struct origin *o)
+{
+    o->counted_bytes = ram_bytes(o->ram_fd);
+    pthread_mutex_lock(&m->origins.lock);
+    m->origins.unlisted_bytes += o->counted_bytes;
+    pthread_mutex_unlock(&m->origins.lock);
 }
 
 void origin_unref(struct manager *m, struct origin *o)

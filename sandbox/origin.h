@@ -33,6 +33,8 @@ struct origin {
     struct ram_runs put_runs;          // pages that its one user puts over them itself (vm_put_pages); origin_put_done
     void *put_pages;
     size_t put_mapped;
+    struct origin *base;               // whose memory it maps; a reference, or NULL
+    uint64_t counted_bytes;            // of one that is not in the cache: origin_count
     struct saved_signature signature;  // of its directory when it was checked
     struct saved_signature base_signature; // and of its template's, where it is no template itself
     int64_t used_ms;                   // monotonic
@@ -48,6 +50,7 @@ struct origins {
     struct origin *list;
     struct template_build *builds;     // under way (template.c)
     int templates_dirfd;
+    uint64_t unlisted_bytes;           // of origins that are not in the list
     uint64_t made, loaded, evicted;    // for gauges
 };
 
@@ -92,6 +95,8 @@ int snapshot_origin_make(struct manager *m, const struct snapshot_row *row, stru
 struct origin *origin_new(void);            // empty, one reference; for what is not cached
 struct origin *origin_ref(struct manager *m, struct origin *o);
 void origin_unref(struct manager *m, struct origin *o);        // accepts NULL
+// Its memory counts from here until its end, as that of a cached one does: with budget and gauges.
+void origin_count(struct manager *m, struct origin *o);
 void origin_put_done(struct origin *o);     // of one that is not shared
 // Takes it out of the cache (its users go on).
 void origin_forget(struct manager *m, const char *key);

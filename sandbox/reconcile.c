@@ -162,6 +162,7 @@ static void adopt_running(struct sandbox *s)
         gone_while_down(s, v, runtime);
         return;
     }
+    disk_job_sweep(s->vm);
     const int64_t until = clock_mono_ms() + ADOPT_READY_MS;
     static const char ADOPTED[] = "adopted by a new server; what the console said meanwhile is not kept\n";
     sandbox_log(s, LOGSRC_VMM, "", "", (const uint8_t *)ADOPTED, sizeof ADOPTED - 1);
@@ -177,7 +178,6 @@ static void adopt_running(struct sandbox *s)
         deleted = s->delete_wanted;
         pthread_mutex_unlock(&s->lock);
     }
-    disk_job_sweep(s->vm);
     if (!ready && !deleted)
         log_warn("sandbox %s: adopted, but its agent does not answer: %s", s->id, err.detail);
     atomic_fetch_add(&s->m->adoptions, 1);

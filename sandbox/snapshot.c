@@ -15,6 +15,7 @@
 #include "sandbox/cold.h"
 
 #define EXPIRE_AT_ONCE 20
+#define DELETE_STRIPES 32
 
 // ---- a call of a client's ---------------------------------------------------------------------------------------------
 struct snapshot_call {
@@ -552,18 +553,20 @@ static int delete_now(struct deletion *d, struct snapshot_row *row, struct err *
 
 static void delete_work(void *arg)
 {
-    static pthread_mutex_t one = PTHREAD_MUTEX_INITIALIZER; // after the other: two of the same have the same report
+    // After the other: two of the same have the same report.
+    static pthread_mutex_t stripes[DELETE_STRIPES] = {[0 ... DELETE_STRIPES - 1] = PTHREAD_MUTEX_INITIALIZER};
     struct deletion *d = arg;
     struct manager *m = d->m;
     struct err err = {0};
     struct snapshot_row row = {0};
-    pthread_mutex_lock(&one);
+    pthread_mutex_t *one = &stripes[(unsigned char)d->id[strlen(d->id) - 1] % DELETE_STRIPES];
+    pthread_mutex_lock(one);
     int failed = snapshot_get(m->store, d->a.tenant, d->id, &row, &err);
     if (failed > 0)
         err = not_found_error();
     if (!failed)
         failed = delete_now(d, &row, &err);
-    pthread_mutex_unlock(&one);
+    pthread_mutex_unlock(one);
     if (d->cb.done)
         d->cb.done(d->cb.arg, failed ? NULL : &row, failed ? &err : NULL);
     else if (failed)
