@@ -91,6 +91,19 @@ def server(name):
     return harness.Server(name, binary=binary())
 
 
+def gone_files(pid, state):
+    """Deleted files of the state directory that a process holds: their blocks are not free."""
+    found = []
+    for fd in os.listdir(f"/proc/{pid}/fd"):
+        try:
+            link = os.readlink(f"/proc/{pid}/fd/{fd}")
+        except OSError:
+            continue
+        if link.startswith(state) and link.endswith(" (deleted)"):
+            found.append(link)
+    return found
+
+
 class World:
     """The state directory, and what is known of it."""
 
@@ -196,6 +209,9 @@ class World:
             vms.setdefault(words[words.index("-name") + 1], []).append(os.path.basename(words[0]))
         assert len(vms) == len(up), f"{vms} but {boxes}"
         assert all(len([w for w in vm if "qemu" in w]) == 1 for vm in vms.values()), vms
+        for pid, (folder, name) in harness.disks(state).items():
+            if folder == "sandboxes" and boxes.get(name) == "running":
+                harness.until(lambda p=pid: not gone_files(p, state), 10, f"QEMU lets go of what was cut: {gone_files(pid, state)}")
         assert ls["run"] - ls["pool"] - {"probe"} == set(boxes), (ls["run"], boxes)
         assert set(boxes) <= ls["sandboxes"], (ls["sandboxes"], boxes)
         for box in ls["sandboxes"]:
@@ -263,7 +279,7 @@ def templated(w):
 def source(w):
     """A sandbox with a pattern on its disk and in its memory, and a command that counts."""
     box = w.s.create(resources=SMALL)["id"]
-    w.s.run(box, MARK)
+    w.s.run(box, MARK + "; head -c 6000000 /dev/urandom > /work/much; sync")  # that is copied after the pause
     command = w.s.background(box, COUNT, timeout_seconds=3600)
     goes_on(w.s, box, command)
     return box, command
