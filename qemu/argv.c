@@ -17,7 +17,8 @@ static const struct {
 } BY_ACCEL[] = {
     [VM_ACCEL_TCG] = {"tcg,tb-size=64", "Nehalem,spec-ctrl=off,+arat",
                       " no_timer_check mitigations=off norandmaps psi=0 lsm=landlock,yama hardened_usercopy=off "
-                      "init_on_alloc=0 randomize_kstack_offset=off sysctl.vm.compaction_proactiveness=0 sysctl.vm.stat_interval=60"},
+                      "init_on_alloc=0 randomize_kstack_offset=off sysctl.vm.compaction_proactiveness=0 "
+                      "sysctl.vm.stat_interval=60"},
     [VM_ACCEL_KVM] = {"kvm", "host", ""},
 };
 

@@ -188,8 +188,9 @@ void vm_fds_close(struct vm *vm, const char *opaque)
     CLEANUP_JSON json_t *sets = vm_qmp(vm, "query-fdsets", NULL, QMP_MS, &err);
     json_array_foreach(sets, i, set) {
         const char *its = json_get_str(json_array_get(json_object_get(set, "fds"), 0), "opaque");
+        const json_int_t id = json_get_int(set, "fdset-id", -1);
         if (its && strcmp(its, opaque) == 0)
-            (void)ask(vm, "remove-fd", json_pack("{s:I}", "fdset-id", (json_int_t)json_get_int(set, "fdset-id", -1)), QMP_MS, &err);
+            (void)ask(vm, "remove-fd", json_pack("{s:I}", "fdset-id", id), QMP_MS, &err);
     }
 }
 

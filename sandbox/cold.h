@@ -59,6 +59,8 @@ void fork_run(struct sandbox *s, struct op *op);
 // Whether a sandbox can be made of it now: it is there, its time is not over. Errors: conflict/snapshot_deleted,
 // conflict/snapshot_expired.
 int snapshot_usable(const struct snapshot_row *row, struct err *err);
+// Its files: how much there was, and whether something is left.
+void snapshot_erase(struct manager *m, const char *id, uint64_t *ret_bytes, int *ret_failed);
 void snapshots_sweep(struct manager *m);                       // half-written ones of an earlier server
 void snapshots_expire(struct manager *m);                      // reaper: what is past its retention
 

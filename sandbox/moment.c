@@ -191,7 +191,8 @@ int moment_take(struct sandbox *s, int state_fd, int disk_to_fd, bool go_on, str
         failed = freeze(s, vm, disk_to_fd >= 0, &w, &mo, err);
     struct stat st = {0};
     const bool later = !failed && disk >= 0 && fstat(disk, &st) == 0 && promise_room(s->m, (uint64_t)st.st_size);
-    const struct capture_spec spec = {.ram_bytes = bytes, .copy_later = later, .state_fd = state_fd, .disk_from = disk, .disk_to = disk_to_fd,
+    const struct capture_spec spec = {.ram_bytes = bytes, .copy_later = later, .state_fd = state_fd,
+                                      .disk_from = disk, .disk_to = disk_to_fd,
                                       .base = &mo.base.runs, .go_on = go_on, .timeout_ms = QMP_MS, .at = at_step, .arg = &w};
     if (!failed)
         failed = vm_capture(vm, &spec, &mo.capture, err);
