@@ -38,6 +38,7 @@ struct manager_options {
     int64_t retention_ms;              // of destroyed sandboxes
     unsigned disk_reserve_mib;   // of the state directory's filesystem: saved states leave it free
     unsigned max_snapshots_per_tenant; // quota
+    const char *own_program;           // this binary, for ram_hold.h; NULL: templates are not held
     bool templates;                    // fork creates from templates; off: every create boots
     int template_memory_mib, template_disk_mib; // of templates nobody uses, kept for the next create
     unsigned pool, pool_parked;        // per template: restored ahead, processes parked before the restore

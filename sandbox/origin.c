@@ -50,6 +50,7 @@ void origin_put_done(struct origin *o)
 static void origin_free(struct origin *o)
 {
     origin_put_done(o);
+    ram_hold_end(&o->hold);
     fd_close(&o->ram_fd);
     fd_close(&o->state_fd);
     fd_close(&o->disk_fd);

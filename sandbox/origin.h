@@ -8,6 +8,7 @@
 #define AIRLOCK_SANDBOX_ORIGIN_H
 
 #include "qemu/ram.h"
+#include "qemu/ram_hold.h"
 #include "sandbox/machine.h"
 #include "sandbox/saved.h"
 
@@ -34,6 +35,7 @@ struct origin {
     void *put_pages;
     size_t put_mapped;
     struct origin *base;               // whose memory it maps; a reference, or NULL
+    struct ram_hold hold;              // of a template
     uint64_t counted_bytes;            // of one that is not in the cache: origin_count
     struct saved_signature signature;  // of its directory when it was checked
     struct saved_signature base_signature; // and of its template's, where it is no template itself

@@ -268,6 +268,7 @@ int template_load(struct manager *m, const char *key, struct origin *o, struct e
     saved_close(&s);
     if (!failed && json_array_size(mismatches) == 0) {
         snprintf(o->template_key, sizeof o->template_key, "%s", key);
+        ram_hold_begin(m->o.own_program, o->ram_fd, o->ram_bytes, &o->hold);
         count(m, &m->origins.loaded);
         return 0;
     }

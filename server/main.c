@@ -2,6 +2,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "qemu/ram_hold.h"
 #include "server/commands.h"
 
 static int version(int argc, char **argv)
@@ -41,6 +42,8 @@ int main(int argc, char **argv)
         return usage(stdout, 0);
     if (strcmp(argv[1], "--version") == 0)
         return version(0, NULL);
+    if (strcmp(argv[1], RAM_HOLD_COMMAND) == 0) // the server's own: it starts itself so
+        return ram_hold_main(argc - 2, argv + 2);
     for (size_t i = 0; i < sizeof COMMANDS / sizeof *COMMANDS; i++)
         if (strcmp(argv[1], COMMANDS[i].name) == 0)
             return COMMANDS[i].run(argc - 2, argv + 2);

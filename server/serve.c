@@ -196,6 +196,7 @@ static int open_all(struct server *s)
         .max_launches = (unsigned)c->max_launches, .retention_ms = c->retention_hours * 3600 * 1000,
         .disk_reserve_mib = (unsigned)c->disk_reserve_mib,
         .max_snapshots_per_tenant = (unsigned)c->max_snapshots_per_tenant, .templates = strcmp(c->templates, "on") == 0,
+        .own_program = "/proc/self/exe",
         .template_memory_mib = (int)c->template_memory_mib, .template_disk_mib = (int)c->template_disk_mib,
         .pool = (unsigned)c->pool, .pool_parked = (unsigned)c->pool_parked, .pool_memory_mib = (int)c->pool_memory_mib,
         .memory_budget_mib = (int)c->memory_budget_mib,
