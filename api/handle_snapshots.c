@@ -21,7 +21,7 @@ struct act {
 
 static void act_free(struct act *act)
 {
-    for (size_t i = 0; i < act->n; i++)
+    for (size_t i = 0; act->items && i < act->n; i++)
         sandbox_info_unref(act->items[i]);
     free(act->items);
     snapshot_row_free(&act->row);

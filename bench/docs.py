@@ -11,7 +11,8 @@ TITLES = {
 }
 INTRO = """# Performance
 
-Written by `bench/run --write-docs` from one run of `bench/run`; not by hand. bench/README.md defines each figure.
+Written by `bench/run --write-docs` from what `bench/run` measured; not by hand. Each part says when it was begun; product and
+floor of a figure are of one run. bench/README.md defines each figure.
 
 A promise is held against what QEMU itself costs on the same machine in the same run: the *floor*, a VM with the command
 line, kernel, image and disk of a sandbox, but with the least agent and no server, HTTP, store or jail.

@@ -109,6 +109,13 @@ class Report:
         self.result["figures"].append(f)
         print(line(f), flush=True)
 
+    def keep(self, path, parts):
+        """Figures and notes of an earlier run, of the parts that are not measured now."""
+        with open(path, encoding="utf-8") as f:
+            earlier = json.load(f)
+        for kind in ("figures", "notes"):
+            self.result[kind] += [x for x in earlier[kind] if x["part"] not in parts and x["part"]]
+
     def unmeasured(self, name, why, verdict="not measured"):
         f = {"part": self.part, "name": name, "verdict": verdict, "note": why, "limit": "-", "unit": "", "short": False}
         self.result["figures"].append(f)

@@ -34,5 +34,5 @@ def measure(report, options):
         created, booted = interleave(options.samples_boots, product, floor)
         report.figure("create (cold)", "ms", created, ("ratio<=", 1.15), booted, "boot to hello", promised_n=10)
         report.note("within a create, as the server times it, p50: " + ", ".join(
-            f"{stage} {p50([x[stage] for x in timings]):.0f} ms" for stage in timings[0]))
+            f"{stage} {p50([x[stage] or 0 for x in timings]):.0f} ms" for stage in timings[0]))
 

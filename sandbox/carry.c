@@ -194,7 +194,9 @@ int carry_prepare(struct sandbox *s, const struct admission *by, const json_t *c
 {
     const size_t n = json_array_size(commands);
     struct continued *all = calloc(n + 1, sizeof *all);
-    int failed = all ? 0 : err_set(err, ERR_INTERNAL, "out_of_memory", "out of memory");
+    int failed = 0;
+    if (!all)
+        return err_set(err, ERR_INTERNAL, "out_of_memory", "out of memory");
     for (size_t i = 0; !failed && i < n; i++) {
         const json_t *one = json_array_get(commands, i);
         const char *id = json_get_str(one, "id");

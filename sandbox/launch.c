@@ -113,7 +113,7 @@ static int stage_prepare(void *arg, struct err *err)
     l->continued = l->origin != NULL;
     if (!failed && (open_boot_files(l, err) != 0 || make_disk(l, err) != 0 || keep_base(l, err) != 0))
         failed = -1;
-    if (!failed && l->kind == LAUNCH_RESTORE && json_array_size(l->origin->commands) > 0)
+    if (!failed && l->kind == LAUNCH_RESTORE && l->origin && json_array_size(l->origin->commands) > 0)
         failed = carry_prepare(l->s, &l->op->a, l->origin->commands, l->origin->spool_dirfd, &l->commands, &l->n_commands, err);
     if (!failed)
         l->disk_fd = disk_open(l->s->dirfd, err);

@@ -387,7 +387,7 @@ bool origin_current(struct manager *m, const char *key, const char *manifest)
 static int claim_untouched(struct manager *m, const struct ask *a, struct origin **ret, struct err *err)
 {
     int claimed = claim(m, a, ret, err);
-    if (claimed == 0 && touched(m, a->parent_dirfd, a->name, *ret)) {
+    if (claimed == 0 && *ret && touched(m, a->parent_dirfd, a->name, *ret)) {
         log_warn("origin %.20s: its files were touched; they are checked again", a->key);
         origin_drop(m, *ret);
         origin_unref(m, *ret);
@@ -438,7 +438,7 @@ static int load_base(struct manager *m, const char *key, struct origin **ret, st
     struct origin *o = NULL;
     const struct ask ask = {.key = key, .parent_dirfd = m->origins.templates_dirfd, .name = template_name(key), .again = true};
     const int claimed = claim_untouched(m, &ask, &o, err);
-    if (claimed < 0)
+    if (claimed < 0 || !o)
         return -1;
     const int loaded = claimed == 0 ? 0 : template_load(m, key, o, err);
     if (loaded > 0)
@@ -494,7 +494,7 @@ int origin_snapshot(struct manager *m, const struct snapshot_row *row, struct or
     const int claimed = claim_untouched(m, &ask, &o, err);
     if (claimed == 0)
         *ret = o;
-    if (claimed <= 0)
+    if (claimed <= 0 || !o)
         return claimed;
     const int failed = snapshot_origin_make(m, row, &made, err);
     if (!failed) {

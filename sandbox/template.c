@@ -146,8 +146,9 @@ static int keep(struct template_build *b, struct err *err)
     const uint64_t bytes = ram_runs_bytes(&runs);
     uint8_t *packed = malloc(bytes + 1);
     const uint8_t *ram = mmap(NULL, o->ram_bytes, PROT_READ, MAP_PRIVATE, o->ram_fd, 0);
-    int failed = !packed || ram == MAP_FAILED ? err_sys(err, ENOMEM, "reading a template") : 0;
-    for (size_t i = 0, at = 0; !failed && i < runs.n; i++) {
+    const bool there = packed && ram != MAP_FAILED;
+    int failed = there ? 0 : err_sys(err, ENOMEM, "reading a template");
+    for (size_t i = 0, at = 0; there && i < runs.n; i++) {
         memcpy(packed + at, ram + runs.v[i].offset, runs.v[i].pages * RAM_PAGE);
         at += runs.v[i].pages * RAM_PAGE;
     }
