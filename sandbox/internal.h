@@ -189,6 +189,7 @@ struct stage {
     const char *name;
     int (*run)(void *ctx, struct err *err);
     void (*undo)(void *ctx);
+    bool quick;                  // of milliseconds, and undone by a restart wherever it was cut: not journaled by itself
 };
 // Runs stages in order, journaling each name in job before it begins and its time after. On failure undoes the ones
 // that ran, last first, and returns -1 with the stage's name in err->internal.

@@ -163,7 +163,7 @@ static int journal_runtime(struct launch *l, struct err *err)
         add_base_runs(l);
     else
         describe_origin(l);
-    const struct change c = {.update = &l->row, .job_update = l->journal_job ? l->job : NULL, .continued = l->commands,
+    const struct change c = {.update = &l->row, .job_update = *l->job->id ? l->job : NULL, .continued = l->commands,
                              .n_continued = l->n_commands};
     if (change_commit(l->s->m, &c, err) != 0)
         return -1;
@@ -335,7 +335,6 @@ static int move_in(struct launch *l, struct pool_entry *e, struct err *err)
     e->vm = NULL;
     snprintf(l->job->stage, sizeof l->job->stage, e->restored ? "agent" : "restore");
     l->job->state = JOB_RUNNING;
-    l->journal_job = true;
     if (journal_runtime(l, err) != 0)
         return -1;
     crash_point(s, "claim");
@@ -377,11 +376,11 @@ static int launch_from_pool(struct launch *l, struct err *err)
 }
 
 // ---- all of it --------------------------------------------------------------------------------------------------
-static const struct stage PREPARE[] = {{"prepare", stage_prepare, NULL}};
-static const struct stage BOOT[] = {{"launch", stage_launch, undo_launch}, {"agent", stage_agent, NULL}};
-static const struct stage CONTINUE[] = {{"launch", stage_launch, undo_launch}, {"restore", stage_restore, NULL},
-                                        {"agent", stage_agent, NULL}};
-static const struct stage UNPARK[] = {{"restore", stage_restore, undo_launch}, {"agent", stage_agent, undo_launch}};
+static const struct stage PREPARE[] = {{"prepare", stage_prepare, NULL, false}};
+static const struct stage BOOT[] = {{"launch", stage_launch, undo_launch, true}, {"agent", stage_agent, NULL, false}};
+static const struct stage CONTINUE[] = {{"launch", stage_launch, undo_launch, true}, {"restore", stage_restore, NULL, true},
+                                        {"agent", stage_agent, NULL, false}};
+static const struct stage UNPARK[] = {{"restore", stage_restore, undo_launch, true}, {"agent", stage_agent, undo_launch, false}};
 
 // The last stage of a VM that was made ahead is in the journal already: one commit less on the shortest path.
 static int run_claimed(struct launch *l, struct err *err)

@@ -28,7 +28,6 @@ struct launch {
     bool continued;              // from an origin, also where an earlier server did it
     bool ran;                    // the guest was let go
     bool pooled, pool_restored;  // the VM was made ahead; it runs already
-    bool journal_job;            // the job is written with the runtime facts
     struct continued *commands;  // that go on in it; until they are listed
     size_t n_commands;
     struct vm_refreshed refreshed;
