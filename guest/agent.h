@@ -106,6 +106,19 @@ struct spawn {
     int stage, err;                    // enum msg_spawn_stage and errno of a failure
 };
 pid_t spawn_run(struct spawn *s);      // -1: see stage and err
+struct spawn_pipes {
+    int ours[3], theirs[3];            // -1: none
+};
+bool spawn_pipes(struct spawn_pipes *p, bool has_stdin); // false with errno; what was made is in p
+void spawn_pipes_close(int fds[3]);
+int spawn_null(void);                  // what a command without stdin reads; kept, made by spawn_pipes
+
+// ---- words.c: of one command, valid until words_begin; NULL where they do not fit ------------------------------------------
+void words_begin(void);
+char *words_text(struct slice s);
+char **words_argv(const struct msg_run *m);
+// The command's own, and what a login would have set. *ret_path: where its program is looked for.
+char **words_env(const struct msg_run *m, const struct user *u, const char **ret_path);
 
 // ---- command.c ----------------------------------------------------------------------------------------------------
 void command_run(uint64_t id, const struct msg_run *m);

@@ -19,7 +19,6 @@
 #include "base/clock.h"
 
 #define COMMANDS_MAX 64 // 32 running, as many ended ones that the host has not recorded
-#define DEFAULT_PATH "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 #define KILL_GRACE_MS LIMIT_COMMAND_KILL_GRACE_MS
 #define GIVE_UP_MS 1000 // after KILL: the answer comes even when the process cannot die
 
@@ -346,111 +345,6 @@ void command_attach(uint64_t id, const struct msg_offsets *o)
 }
 
 // ---- starting -----------------------------------------------------------------------------------------------------
-// The words of one command, until its exec: a message's text fits, and what env_of adds. No allocator: in a guest that was
-// forked a moment ago each path through one is translated anew.
-static struct {
-    char text[FRAME_PAYLOAD_MAX + 4096];
-    size_t used;
-    char *argv[MSG_ARGS_MAX + 1], *envp[MSG_ARGS_MAX + 7];
-} words;
-
-// a, then b. NULL when it does not fit.
-static char *word_new(struct slice a, struct slice b)
-{
-    char *to = words.text + words.used;
-    if (a.len + b.len + 1 > sizeof words.text - words.used)
-        return NULL;
-    if (a.len)
-        memcpy(to, a.data, a.len);
-    if (b.len)
-        memcpy(to + a.len, b.data, b.len);
-    to[a.len + b.len] = 0;
-    words.used += a.len + b.len + 1;
-    return to;
-}
-
-static struct slice slice_of(const char *text)
-{
-    return (struct slice){(const uint8_t *)text, strlen(text)};
-}
-
-static char *text_of(struct slice s)
-{
-    return word_new(s, (struct slice){0});
-}
-
-static char **argv_of(const struct msg_run *m)
-{
-    for (size_t i = 0; i < m->n_args; i++)
-        words.argv[i] = text_of(m->args[i]);
-    words.argv[m->n_args] = NULL;
-    return words.argv;
-}
-
-static bool has_key(char **list, size_t n, const char *key)
-{
-    const size_t len = strlen(key);
-    for (size_t i = 0; i < n; i++)
-        if (list[i] && strncmp(list[i], key, len) == 0)
-            return true;
-    return false;
-}
-
-// The command's own variables, then what a login would have set and it did not.
-static char **env_of(const struct msg_run *m, const struct user *u, const char **ret_path)
-{
-    const char *const plain[6][2] = {{"PATH=", DEFAULT_PATH}, {"HOME=", u->home}, {"USER=", u->name},
-                                     {"LOGNAME=", u->name}, {"SHELL=", u->shell}, {"LANG=", "C.UTF-8"}};
-    size_t n = 0;
-    for (size_t i = 0; i < m->n_env; i++)
-        if (memchr(m->env[i].data, '=', m->env[i].len))
-            words.envp[n++] = text_of(m->env[i]);
-    for (size_t i = 0; i < 6; i++)
-        if (!has_key(words.envp, n, plain[i][0]))
-            words.envp[n++] = word_new(slice_of(plain[i][0]), slice_of(plain[i][1]));
-    words.envp[n] = NULL;
-    *ret_path = DEFAULT_PATH;
-    for (size_t i = 0; i < n; i++)
-        if (words.envp[i] && strncmp(words.envp[i], "PATH=", 5) == 0)
-            *ret_path = words.envp[i] + 5;
-    return words.envp;
-}
-
-static int null_fd = -1; // what a command without stdin reads; kept
-
-struct pipes {
-    int ours[3], theirs[3];
-};
-
-static void pipes_close(int fds[3])
-{
-    for (int i = 0; i < 3; i++) {
-        if (fds[i] >= 0)
-            close(fds[i]);
-        fds[i] = -1;
-    }
-}
-
-static bool pipes_make(struct pipes *p, bool has_stdin)
-{
-    int pair[2];
-    for (int i = 0; i < 3; i++)
-        p->ours[i] = p->theirs[i] = -1;
-    for (int i = 0; i < 3; i++) {
-        if (i == 0 && !has_stdin) {
-            if (null_fd < 0 && (null_fd = open("/dev/null", O_RDONLY | O_CLOEXEC)) < 0)
-                return false;
-            continue;
-        }
-        if (pipe2(pair, O_CLOEXEC) != 0)
-            return false;
-        p->ours[i] = pair[i == 0];
-        p->theirs[i] = pair[i != 0];
-        fcntl(p->ours[i], F_SETFL, O_NONBLOCK);
-    }
-    return true;
-}
-
 static void exec_failure(struct command *c, int err)
 {
     c->state.outcome = MSG_EXITED;
@@ -484,23 +378,23 @@ static bool dir_exists(const char *path)
 static void start(struct command *c, const struct msg_run *m)
 {
     struct user user;
-    struct pipes p = {{-1, -1, -1}, {-1, -1, -1}};
+    struct spawn_pipes p = {{-1, -1, -1}, {-1, -1, -1}};
     if (user_find((const char *)m->user.data, m->user.len, &user) != 0) {
         spawn_failure(c, MSG_SPAWN_USER, ENOENT);
         end_now(c);
         return;
     }
     const char *path;
-    words.used = 0;
-    const char *cwd = m->cwd.len ? text_of(m->cwd) : dir_exists("/work") ? "/work" : "/";
-    const char *write_dir = m->write_dir.len ? text_of(m->write_dir) : NULL;
-    char **argv = argv_of(m), **envp = env_of(m, &user, &path);
+    words_begin();
+    const char *cwd = m->cwd.len ? words_text(m->cwd) : dir_exists("/work") ? "/work" : "/";
+    const char *write_dir = m->write_dir.len ? words_text(m->write_dir) : NULL;
+    char **argv = words_argv(m), **envp = words_env(m, &user, &path);
     struct spawn s = {.user = &user, .cwd = cwd, .argv = argv, .envp = envp, .path = path, .write_dir = write_dir,
                       .make_dir = m->make_dir};
-    if (!cwd || !argv[0] || !pipes_make(&p, c->has_stdin)) {
+    if (!cwd || !argv[0] || !spawn_pipes(&p, c->has_stdin)) {
         spawn_failure(c, MSG_SPAWN_SYSTEM, errno ? errno : ENOMEM);
     } else {
-        s.stdin_fd = c->has_stdin ? p.theirs[0] : null_fd;
+        s.stdin_fd = c->has_stdin ? p.theirs[0] : spawn_null();
         s.stdout_fd = p.theirs[1];
         s.stderr_fd = p.theirs[2];
         c->pid = spawn_run(&s);
@@ -514,9 +408,9 @@ static void start(struct command *c, const struct msg_run *m)
         c->ends[i].fd = p.ours[i];
         p.ours[i] = -1;
     }
-    pipes_close(p.theirs);
+    spawn_pipes_close(p.theirs);
     if (c->pid <= 0) {
-        pipes_close((int[3]){-1, -1, -1});
+        spawn_pipes_close((int[3]){-1, -1, -1});
         end_now(c);
         return;
     }

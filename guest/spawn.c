@@ -113,3 +113,40 @@ pid_t spawn_run(struct spawn *s)
     }
     return pid; // with stage set: it has ended already, and is reaped as usual
 }
+
+// ---- pipes ---------------------------------------------------------------------------------------------------------
+static int null_fd = -1; // what a command without stdin reads; kept
+
+void spawn_pipes_close(int fds[3])
+{
+    for (int i = 0; i < 3; i++) {
+        if (fds[i] >= 0)
+            close(fds[i]);
+        fds[i] = -1;
+    }
+}
+
+bool spawn_pipes(struct spawn_pipes *p, bool has_stdin)
+{
+    int pair[2];
+    for (int i = 0; i < 3; i++)
+        p->ours[i] = p->theirs[i] = -1;
+    for (int i = 0; i < 3; i++) {
+        if (i == 0 && !has_stdin) {
+            if (null_fd < 0 && (null_fd = open("/dev/null", O_RDONLY | O_CLOEXEC)) < 0)
+                return false;
+            continue;
+        }
+        if (pipe2(pair, O_CLOEXEC) != 0)
+            return false;
+        p->ours[i] = pair[i == 0];
+        p->theirs[i] = pair[i != 0];
+        fcntl(p->ours[i], F_SETFL, O_NONBLOCK);
+    }
+    return true;
+}
+
+int spawn_null(void)
+{
+    return null_fd;
+}
