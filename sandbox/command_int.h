@@ -84,4 +84,8 @@ void command_launch(struct command *c, const struct command_request *r);
 struct command *command_new(struct sandbox *s, const struct command_request *r, const struct admission *a, int status,
                             struct err *err);
 
+// A live sandbox and a command of it that runs; NULL with the refusal otherwise. A reference.
+struct sandbox *command_find(struct manager *m, const char *tenant, const char *sandbox_id, const char *id,
+                             bool *ret_running, struct err *err);
+
 #endif
