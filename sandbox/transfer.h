@@ -62,6 +62,9 @@ void transfer_list_locked(struct transfer *t);
 void transfer_unlist_locked(struct transfer *t);
 // Ends the act (settles or notes) once; err NULL: it went well. Not under the lock.
 void transfer_end(struct transfer *t, const struct err *err);
+void transfer_abort_locked(struct transfer *t);            // the guest is told to give it up
+void transfer_write_finish_locked(struct transfer *t);     // files.c: its end is sent when there is room
+void transfer_refusal(const struct msg_file_result *r, struct err *err); // leaves err alone where it is none
 size_t ring_put(struct ring *r, const uint8_t *data, size_t len);
 size_t ring_take(struct ring *r, uint8_t *out, size_t cap);
 void transfer_facts(struct transfer *t);
