@@ -1,6 +1,8 @@
 // What file operations do, with the user's own rights: paths are resolved by the kernel as that user, writes go below
 // the writable roots as the kernel sees the directory after all symbolic links, and the last step is relative to a
 // descriptor of that directory, so that nothing swapped meanwhile is followed.
+// Longer than 600 lines: every operation goes through the same resolving and the same check of the roots, which are static here
+// so that none can be written without them.
 #include "guest/fileop.h"
 
 #include <dirent.h>

@@ -1,4 +1,5 @@
 // The loop: posted work in its order, timers in theirs, descriptors, and taking each away from within a callback.
+// Longer than 600 lines: it mirrors one file, and its three parts share the thread that runs the loop.
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>

@@ -1,5 +1,6 @@
 // What file operations do, below /tmp, which is a root that may be written: where they lead after all symbolic links, what
 // they refuse, and what they leave behind.
+// Longer than 600 lines: it mirrors guest/fileact.c, and compiles it in.
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>

@@ -1,4 +1,5 @@
 // A VM over its sockets, with a process in QEMU's place: adoption, the session with the agent, what is sent, the end.
+// Longer than 600 lines: one VM with one stand-in from its adoption to its end; the monitor has test_vm_qmp.c.
 #include "stand_in.h"
 
 #include <signal.h>

@@ -1,4 +1,5 @@
 // Every table: what goes in comes out, for its tenant alone, in order, by an index.
+// Longer than 600 lines: one part a table, and the last ones (retention, plans) go over all of them; snapshots have test_snapshots.c.
 #include <pthread.h>
 
 #include "fixture.h"
