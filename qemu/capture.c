@@ -139,7 +139,7 @@ int vm_capture_disk(struct vm *vm, struct capture *c, struct err *err)
 {
     if (!c->disk.open)
         return 0;
-    const int failed = disk_job_wait(vm, &c->disk, err);
+    const int failed = disk_job_wait(vm, err);
     if (!failed)
         ram_punch_rest(c->disk_to, c->disk_bytes, &c->disk_data);
     else

@@ -120,16 +120,16 @@ int disk_job_open(struct vm *vm, int to_fd, uint64_t bytes, struct disk_job *ret
     if (ftruncate(to_fd, (off_t)bytes) != 0)
         return err_sys(err, errno, "making a copy of a disk");
     CLEANUP_JSON json_t *set = vm_qmp_fd(vm, "add-fd", json_pack("{s:s}", "opaque", JOB), to_fd, QMP_MS, err);
-    struct disk_job j = {.open = true, .fdset = json_get_int(set, "fdset-id", 0)};
     if (!set)
         return -1;
-    int failed = add_node(vm, j.fdset, err);
+    const int64_t fdset = json_get_int(set, "fdset-id", 0);
+    int failed = add_node(vm, fdset, err);
     if (failed && node_there(vm)) { // of a server that was killed while it copied
         end(vm); // its descriptor goes with the next close
-        failed = add_node(vm, j.fdset, &again);
+        failed = add_node(vm, fdset, &again);
         *err = again;
     }
-    *ret = j;
+    *ret = (struct disk_job){.open = true};
     if (failed)
         disk_job_close(vm, ret);
     return failed;
@@ -155,11 +155,10 @@ int disk_job_start(struct vm *vm, struct disk_job *j, struct err *err)
     return failed;
 }
 
-int disk_job_wait(struct vm *vm, struct disk_job *j, struct err *err)
+int disk_job_wait(struct vm *vm, struct err *err)
 {
     struct look l;
     struct err over = {0};
-    (void)j;
     (void)ask(vm, "block-job-set-speed", json_pack("{s:s, s:i}", "device", JOB, "speed", 0), &over); // refused: it is done
     if (wait_concluded(vm, &l, err) != 0)
         return -1;

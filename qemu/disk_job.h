@@ -9,7 +9,6 @@
 #include "qemu/vm.h"
 
 struct disk_job {
-    int64_t fdset;    // QEMU's number, from 0
     bool open, started;
 };
 
@@ -18,7 +17,7 @@ int disk_job_open(struct vm *vm, int to_fd, uint64_t bytes, struct disk_job *ret
 // From here on the target will be the disk of this moment: called while the VM is stopped.
 int disk_job_start(struct vm *vm, struct disk_job *j, struct err *err);
 // Waits until it is copied, as long as it gets on. Errors: unavailable/disk_full, internal/disk_copy, timeout, transport_failed.
-int disk_job_wait(struct vm *vm, struct disk_job *j, struct err *err);
+int disk_job_wait(struct vm *vm, struct err *err);
 // Ends it, done or not, and closes the target. Accepts one that was never opened, and a VM that is gone.
 void disk_job_close(struct vm *vm, struct disk_job *j);
 // Of an adopted VM: ends what an earlier server left.

@@ -55,9 +55,12 @@ bool vm_is_paused(struct vm *vm)
 
 int vm_pause(struct vm *vm, struct err *err)
 {
+    const bool was = vm_is_paused(vm);
     set_paused(vm, true);
     if (ask(vm, "stop", NULL, QMP_MS, err) == 0)
         return 0;
+    if (was) // its owner's pause, which a refusal here does not end
+        return -1;
     qmp_send(vm, "cont"); // it may stop yet, after we have given up
     set_paused(vm, false);
     return -1;
