@@ -10,6 +10,8 @@
 #include <cmocka.h>
 
 #include <fcntl.h>
+#include <pthread.h>
+#include <stdatomic.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -116,6 +118,36 @@ static void facts_of_this_host(void **state)
 #endif
 }
 
+static void *busy(void *stop)
+{
+    while (!atomic_load((atomic_bool *)stop)) { }
+    return NULL;
+}
+
+// One measurement that was interrupted half way would refuse the resume of every sandbox that is cold.
+static void the_tsc_is_measured_alike_on_a_busy_host(void **state)
+{
+    (void)state;
+#if defined(__x86_64__)
+    pthread_t threads[8];
+    atomic_bool stop = false;
+    unsigned low = UINT32_MAX, high = 0;
+    for (size_t i = 0; i < 8; i++)
+        assert_int_equal(pthread_create(&threads[i], NULL, busy, &stop), 0);
+    for (int i = 0; i < 150; i++) {
+        const unsigned khz = host_tsc_khz();
+        low = khz < low ? khz : low;
+        high = khz > high ? khz : high;
+    }
+    atomic_store(&stop, true);
+    for (size_t i = 0; i < 8; i++)
+        assert_int_equal(pthread_join(threads[i], NULL), 0);
+    assert_in_range(high - low, 0, 1000);
+#else
+    skip();
+#endif
+}
+
 static void no_descriptor_is_left_open(void **state)
 {
     (void)facts_with(*state, ":", 0755); // what libraries open once
@@ -195,6 +227,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(a_qemu_that_cannot_be_run_has_no_version, setup, teardown),
         cmocka_unit_test_setup_teardown(a_chattering_qemu, setup, teardown),
         cmocka_unit_test_setup_teardown(facts_of_this_host, setup, teardown),
+        cmocka_unit_test(the_tsc_is_measured_alike_on_a_busy_host),
         cmocka_unit_test_setup_teardown(no_descriptor_is_left_open, setup, teardown),
         cmocka_unit_test(a_good_host),
         cmocka_unit_test(what_is_missing_fails_and_says_what_to_do),
