@@ -5,6 +5,7 @@ openapi/openapi.yaml, streams, deadlines, and a runner. No test sleeps: it waits
     AIRLOCK_IMAGES   a finished image directory (default var/images)
 """
 import base64
+import contextlib
 import hashlib
 import http.client
 import inspect
@@ -187,6 +188,23 @@ def until(ask, seconds, what):
         if time.monotonic() > deadline:
             raise AssertionError(f"not within {seconds} s: {what}")
         select.select([], [], [], 0.02)
+
+
+@contextlib.contextmanager
+def small_disk(mib):
+    """A directory on a filesystem of its own with room for `mib`; it goes with the block"""
+    if os.geteuid() != 0:
+        raise Skip("only root can mount")
+    mount = tempfile.mkdtemp(prefix="airlock-small-")
+    try:
+        if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={mib}m,mode=0700", "tmpfs", mount], capture_output=True).returncode != 0:
+            raise Skip("mounting is not allowed here")
+        try:
+            yield mount
+        finally:
+            subprocess.run(["umount", "-l", mount], check=True)
+    finally:
+        os.rmdir(mount)
 
 
 def alive(pid):

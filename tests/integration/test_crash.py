@@ -193,6 +193,13 @@ class World:
         assert got == (("succeeded", "succeeded", None) if done else ("failed", "undone", code)), got
         return job
 
+    def cut(self, verb, at, then, box, done):
+        """One of a sandbox's verbs, cut at this stage; its job says whether it was done. Returns the key it was asked with."""
+        key, before = self.key(), self.jobs()
+        self.crash(f"{verb}.{at}", then, "POST", f"{BOX}/{box}/{verb}", headers=key)
+        self.ended(before, f"sandbox.{verb}", done, f"{verb}_undone")
+        return key
+
     def clean(self):
         """Processes, run/, sandboxes/, snapshots/, templates/, pool/ hold what belongs to somebody, and the chain verifies."""
         s, state = self.s, self.s.state
@@ -374,9 +381,8 @@ def test_create_by_boot_start_stop(s):
         verb(w, box, "stop", "stopped")
         for at, then in stages("start"):
             with stage(w, "start", at, then):
-                key, before, done = w.key(), w.jobs(), at in ("agent", "commit", "end")
-                w.crash(f"start.{at}", then, "POST", f"{BOX}/{box}/start", headers=key)
-                w.ended(before, "sandbox.start", done, "start_undone")
+                done = at in ("agent", "commit", "end")
+                key = w.cut("start", at, then, box, done)
                 was = s.get(f"{BOX}/{box}").json
                 assert (was["state"], was["state_reason"]) == (("running", None) if done else ("stopped", "start_undone")), was
                 w.clean()
@@ -605,12 +611,10 @@ def test_pause_and_resume(s):
     with world(s) as w:
         templated(w)
         box, command = source(w)
-        url = f"{BOX}/{box}"
         for at, then in stages("pause"):
             with stage(w, "pause", at, then):
-                key, before, done = w.key(), w.jobs(), at == "end"
-                w.crash(f"pause.{at}", then, "POST", f"{url}/pause", headers=key)
-                w.ended(before, "sandbox.pause", done, "pause_undone")
+                done = at == "end"
+                key = w.cut("pause", at, then, box, done)
                 stands(w, box, command) if done else whole(w, box, command)
                 assert replayed(verb(w, box, "pause", "paused", headers=key)) == done
                 stands(w, box, command)
@@ -619,9 +623,8 @@ def test_pause_and_resume(s):
         for at, then in stages("resume"):
             with stage(w, "resume", at, then):
                 verb(w, box, "pause", "paused")
-                key, before, done = w.key(), w.jobs(), at == "end"
-                w.crash(f"resume.{at}", then, "POST", f"{url}/resume", headers=key)
-                w.ended(before, "sandbox.resume", done, "resume_undone")
+                done = at == "end"
+                key = w.cut("resume", at, then, box, done)
                 whole(w, box, command) if done else stands(w, box, command)
                 assert replayed(verb(w, box, "resume", headers=key)) == done
                 whole(w, box, command)
@@ -635,16 +638,14 @@ def test_cold_and_back(s):
     with world(s) as w:
         templated(w)
         box, command = source(w)
-        url = f"{BOX}/{box}"
         for path in ("cold", "cold of a paused one"):
             for at, then in stages(path):
                 with stage(w, path, at, then):
                     paused = path != "cold"
                     if paused:
                         verb(w, box, "pause", "paused")
-                    key, before, done = w.key(), w.jobs(), at == "end"
-                    w.crash(f"cold.{at}", then, "POST", f"{url}/cold", headers=key)
-                    w.ended(before, "sandbox.cold", done, "cold_undone")
+                    done = at == "end"
+                    key = w.cut("cold", at, then, box, done)
                     if not done:
                         stands(w, box, command) if paused else whole(w, box, command)
                     w.clean()
@@ -655,13 +656,12 @@ def test_cold_and_back(s):
         for at, then in stages("wake"):
             with stage(w, "wake", at, then):
                 verb(w, box, "cold", "cold")
-                key, before, done = w.key(), w.jobs(), at in ("agent", "commit", "end")
-                w.crash(f"resume.{at}", then, "POST", f"{url}/resume", headers=key)
-                w.ended(before, "sandbox.resume", done, "resume_undone")
+                done = at in ("agent", "commit", "end")
+                key = w.cut("resume", at, then, box, done)
                 if done:
                     whole(w, box, command)
                 else:
-                    assert w.s.get(url).json["state"] == "cold"
+                    assert w.s.get(f"{BOX}/{box}").json["state"] == "cold"
                 w.clean()
                 a = verb(w, box, "resume", headers=key)
                 assert replayed(a) == done and all(a.json["uniqueness"][k] for k in ("entropy", "clock", "boot_id")), a

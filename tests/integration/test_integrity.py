@@ -506,59 +506,52 @@ def test_another_qemu():
 @harness.deadline(150)
 def test_disk_full_half_way():
     """A snapshot, fork or cold state that the disk has no room for is a 503; the sandbox goes on, nothing half is left"""
-    if os.geteuid() != 0:
-        raise harness.Skip("only root can mount")
-    mount = tempfile.mkdtemp(prefix="airlock-small-")
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=720m,mode=0700", "tmpfs", mount], capture_output=True).returncode != 0:
-        os.rmdir(mount)
-        raise harness.Skip("mounting is not allowed here")
-    s = server("full", "--disk-reserve-mib", "16", state=os.path.join(mount, "state"))
-    try:
-        s.start()
-        box = warm(s, resources={"vcpus": 1, "memory_mib": 256, "disk_mib": 128})
-        s.run(box, MARK)
-        s.run(box, "head -c 60000000 /dev/urandom > /dev/shm/big; head -c 60000000 /dev/urandom > /work/big; sync; "
-                   "sha256sum /dev/shm/big /work/big > /work/big-sums", timeout_seconds=120)
-        c = s.background(box, COUNT, timeout_seconds=600)
-        goes_on(s, box, c)
-        fill = os.path.join(mount, "fill")
-        v = os.statvfs(mount)
-        room = v.f_bavail * v.f_frsize - (36 << 20)  # above the reserve, below what is to be written
-        assert room > 0, room
-        with open(fill, "wb") as f:
-            os.posix_fallocate(f.fileno(), 0, room)
-        before, vms, seq = live(s), set(harness.vm_pids(s.sandbox_ids())), last_seq(s)
-        free = os.statvfs(mount).f_bavail
-        for path, body in (("snapshots", KEEP), ("fork", {"count": 2}), ("cold", None)):
-            a = s.post(f"{BOX}/{box}/{path}", body)
-            assert a.status == 503 and a.code == "disk_full" and a.json["retryable"], (path, a)
-            assert s.get(f"{BOX}/{box}").json["state"] == "running"
+    with harness.small_disk(720) as mount:
+        s = server("full", "--disk-reserve-mib", "16", state=os.path.join(mount, "state"))
+        try:
+            s.start()
+            box = warm(s, resources={"vcpus": 1, "memory_mib": 256, "disk_mib": 128})
+            s.run(box, MARK)
+            s.run(box, "head -c 60000000 /dev/urandom > /dev/shm/big; head -c 60000000 /dev/urandom > /work/big; sync; "
+                       "sha256sum /dev/shm/big /work/big > /work/big-sums", timeout_seconds=120)
+            c = s.background(box, COUNT, timeout_seconds=600)
             goes_on(s, box, c)
-            untouched(s, before, vms)
-            assert s.get(f"{SNAP}?sandbox_id={box}").json["items"] == [] and not os.listdir(os.path.join(s.state, "snapshots"))
-            assert not os.path.exists(os.path.join(s.state, "sandboxes", box, "cold"))
-            harness.until(lambda: os.statvfs(mount).f_bavail > free - 1024, 10, "what was half written is gone")
-        failed = [e for e in audit_tail(s, seq) if e["status"] == 503]
-        assert sorted(e["operation"] for e in failed) == ["sandbox.cold", "sandbox.fork", "snapshot.create"], failed
-        for e in failed:
-            assert s.get(f"/v1/receipts/{e['receipt_id']}", expect=200)
-        marked(s, box)
-        os.unlink(fill)
-        snap = snapshot(s, box)["id"]
-        assert compat(s, snap) == {}
-        end(s, box)
-        kid = restore(s, snap)["id"]
-        marked(s, kid)
-        s.post(f"{BOX}/{kid}/cold", expect=200)
-        s.post(f"{BOX}/{kid}/resume", expect=200)
-        marked(s, kid)
-        assert s.run(kid, "sha256sum -c --quiet /work/big-sums")["exit_code"] == 0
-        end(s, kid)
-        drop(s, snap)
-    finally:
-        s.close()
-        subprocess.run(["umount", "-l", mount], check=True)
-        os.rmdir(mount)
+            fill = os.path.join(mount, "fill")
+            v = os.statvfs(mount)
+            room = v.f_bavail * v.f_frsize - (36 << 20)  # above the reserve, below what is to be written
+            assert room > 0, room
+            with open(fill, "wb") as f:
+                os.posix_fallocate(f.fileno(), 0, room)
+            before, vms, seq = live(s), set(harness.vm_pids(s.sandbox_ids())), last_seq(s)
+            free = os.statvfs(mount).f_bavail
+            for path, body in (("snapshots", KEEP), ("fork", {"count": 2}), ("cold", None)):
+                a = s.post(f"{BOX}/{box}/{path}", body)
+                assert a.status == 503 and a.code == "disk_full" and a.json["retryable"], (path, a)
+                assert s.get(f"{BOX}/{box}").json["state"] == "running"
+                goes_on(s, box, c)
+                untouched(s, before, vms)
+                assert s.get(f"{SNAP}?sandbox_id={box}").json["items"] == [] and not os.listdir(os.path.join(s.state, "snapshots"))
+                assert not os.path.exists(os.path.join(s.state, "sandboxes", box, "cold"))
+                harness.until(lambda: os.statvfs(mount).f_bavail > free - 1024, 10, "what was half written is gone")
+            failed = [e for e in audit_tail(s, seq) if e["status"] == 503]
+            assert sorted(e["operation"] for e in failed) == ["sandbox.cold", "sandbox.fork", "snapshot.create"], failed
+            for e in failed:
+                assert s.get(f"/v1/receipts/{e['receipt_id']}", expect=200)
+            marked(s, box)
+            os.unlink(fill)
+            snap = snapshot(s, box)["id"]
+            assert compat(s, snap) == {}
+            end(s, box)
+            kid = restore(s, snap)["id"]
+            marked(s, kid)
+            s.post(f"{BOX}/{kid}/cold", expect=200)
+            s.post(f"{BOX}/{kid}/resume", expect=200)
+            marked(s, kid)
+            assert s.run(kid, "sha256sum -c --quiet /work/big-sums")["exit_code"] == 0
+            end(s, kid)
+            drop(s, snap)
+        finally:
+            s.close()
 
 
 # ---- generations --------------------------------------------------------------------------------------------------------
