@@ -81,6 +81,9 @@ static int __attribute__((format(printf, 2, 3))) add(struct argv *a, const char 
     return 0;
 }
 
+// QEMU looks for its firmware and modules from where it lies, so one from outside /usr lies over the host's own.
+#define QEMU_IN_JAIL "/usr/bin/qemu-system-x86_64"
+
 static int add_all(struct argv *a, const char *const *words)
 {
     int failed = 0;
@@ -136,7 +139,7 @@ int argv_qemu(const struct vm_spec *spec, const struct argv_fds *fds, struct arg
     char cmdline[512];
     if (argv_kernel_cmdline(spec, cmdline, sizeof cmdline) != 0)
         return -1;
-    int failed = add(ret, "%s", spec->qemu_path ? spec->qemu_path : "qemu-system-x86_64");
+    int failed = add(ret, "%s", argv_qemu_is_foreign(spec) ? QEMU_IN_JAIL : spec->qemu_path ? spec->qemu_path : "qemu-system-x86_64");
     failed |= add(ret, "-name") | add(ret, "%s", spec->id) | add_all(ret, FIXED);
     failed |= add(ret, "-accel") | add(ret, "%s", BY_ACCEL[spec->accel].accel);
     failed |= add(ret, "-cpu") | add(ret, "%s", BY_ACCEL[spec->accel].cpu);
@@ -165,7 +168,12 @@ int argv_qemu(const struct vm_spec *spec, const struct argv_fds *fds, struct arg
     return failed ? -1 : 0;
 }
 
-int argv_jail(const struct vm_spec *spec, int info_fd, struct argv *ret)
+bool argv_qemu_is_foreign(const struct vm_spec *spec)
+{
+    return spec->qemu_path && strncmp(spec->qemu_path, "/usr/", 5) != 0;
+}
+
+int argv_jail(const struct vm_spec *spec, int info_fd, int qemu_fd, struct argv *ret)
 {
     static const char *const FIXED[] = {
         "--unshare-user", "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try",
@@ -175,8 +183,13 @@ int argv_jail(const struct vm_spec *spec, int info_fd, struct argv *ret)
     int failed = add(ret, "bwrap") | add_all(ret, FIXED);
     if (spec->accel == VM_ACCEL_KVM)
         failed |= add(ret, "--dev-bind") | add(ret, "/dev/kvm") | add(ret, "/dev/kvm");
-    if (spec->qemu_path && strncmp(spec->qemu_path, "/usr/", 5) != 0) // the jail sees /usr, and this one file
-        failed |= add(ret, "--ro-bind") | add(ret, "%s", spec->qemu_path) | add(ret, "%s", spec->qemu_path);
+    if (argv_qemu_is_foreign(spec)) {
+        if (qemu_fd < 0)
+            failed |= add(ret, "--ro-bind") | add(ret, "%s", spec->qemu_path);
+        else
+            failed |= add(ret, "--perms") | add(ret, "0555") | add(ret, "--ro-bind-data") | add(ret, "%d", qemu_fd);
+        failed |= add(ret, QEMU_IN_JAIL);
+    }
     failed |= add(ret, "--info-fd") | add(ret, "%d", info_fd) | add(ret, "--");
     return failed ? -1 : 0;
 }

@@ -5,6 +5,7 @@
 #include <fcntl.h>
 #include <spawn.h>
 #include <stdio.h>
+#include <limits.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
@@ -120,8 +121,11 @@ static void look_at_qemu(struct host_facts *f, const char *given)
     char said[256];
     struct err err = {0};
     uint8_t hash[SHA256_BYTES];
-    if (given)
-        snprintf(f->qemu_path, sizeof f->qemu_path, "%s", given);
+    char real[PATH_MAX];
+    if (given && strchr(given, '/'))
+        snprintf(f->qemu_path, sizeof f->qemu_path, "%s", realpath(given, real) && strlen(real) < sizeof f->qemu_path ? real : given);
+    else if (given)
+        find_program(given, f->qemu_path, sizeof f->qemu_path);
     else
         find_program("qemu-system-x86_64", f->qemu_path, sizeof f->qemu_path);
     if (!*f->qemu_path)

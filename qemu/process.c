@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <grp.h>
+#include <limits.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdio.h>
@@ -24,7 +25,7 @@
 
 // Numbers inside the jail. Everything above is closed before exec.
 enum { FD_KERNEL = 10, FD_INITRD, FD_ROOT, FD_DISK, FD_CONTROL, FD_BULK, FD_QMP, FD_CONSOLE, FD_DISK_READ, FD_RAM, FD_INFO,
-       FD_END };
+       FD_QEMU, FD_END };
 #define FD_ABOVE 64
 #define INFO_TIMEOUT_MS 10000
 
@@ -246,6 +247,21 @@ static int start_in_jail(const struct vm_spec *spec, struct child *c, struct pro
     return failed;
 }
 
+// Whether a user that owns nothing can run the file: every directory on the way, and the file, are open to all.
+static bool reachable(const char *path, uid_t uid)
+{
+    char at[PATH_MAX];
+    struct stat st;
+    if (uid == 0)
+        return true;
+    for (const char *slash = strchr(path + 1, '/'); slash; slash = strchr(slash + 1, '/')) {
+        snprintf(at, sizeof at, "%.*s", (int)(slash - path), path);
+        if (stat(at, &st) != 0 || !(st.st_mode & S_IXOTH))
+            return false;
+    }
+    return stat(path, &st) == 0 && (st.st_mode & S_IROTH) && (st.st_mode & S_IXOTH);
+}
+
 int process_start(const struct vm_spec *spec, const struct process_fds *fds, struct process *ret, struct err *err)
 {
     const struct argv_fds inside = {.kernel = FD_KERNEL, .initrd = FD_INITRD, .root = fds->root >= 0 ? FD_ROOT : -1,
@@ -259,9 +275,11 @@ int process_start(const struct vm_spec *spec, const struct process_fds *fds, str
     ret->stderr_fd = stderr_memory(err);
     if (ret->stderr_fd < 0)
         return -1;
+    CLEANUP_FD int qemu_fd = argv_qemu_is_foreign(spec) && !reachable(spec->qemu_path, spec->jail_uid)
+                                 ? open(spec->qemu_path, O_RDONLY | O_CLOEXEC) : -1;
     char **words = NULL;
     int failed = 0;
-    if (null_fd < 0 || argv_jail(spec, FD_INFO, &jail) != 0 || argv_qemu(spec, &inside, &qemu) != 0 ||
+    if (null_fd < 0 || argv_jail(spec, FD_INFO, qemu_fd < 0 ? -1 : FD_QEMU, &jail) != 0 || argv_qemu(spec, &inside, &qemu) != 0 ||
         !(words = calloc(jail.n + qemu.n + 1, sizeof *words))) {
         failed = err_sys(err, ENOMEM, "preparing QEMU");
     } else {
@@ -273,6 +291,7 @@ int process_start(const struct vm_spec *spec, const struct process_fds *fds, str
         const int wanted[] = {fds->kernel, fds->initrd, fds->root, fds->disk, fds->control, fds->bulk, fds->qmp, fds->console,
                               fds->disk_read, fds->ram};
         memcpy(c.wanted + FD_KERNEL, wanted, sizeof wanted);
+        c.wanted[FD_QEMU] = qemu_fd;
         failed = start_in_jail(spec, &c, ret, err);
     }
     free(words);

@@ -23,6 +23,9 @@ static int manager_open(struct manager *m, struct err *err)
 {
     if (host_facts_read(m->o.qemu_path, &m->host, err) != 0)
         return -1;
+    if (m->o.qemu_path && !*m->host.qemu_version) // who names one does not want another, nor a server without
+        return err_set(err, ERR_VALIDATION, "qemu", "%s is no QEMU that can be run", m->o.qemu_path);
+    m->o.qemu_path = m->o.qemu_path ? m->host.qemu_path : NULL; // absolute
     m->sandboxes_dirfd = make_dir(m->o.state_dirfd, "sandboxes", err);
     m->run_dirfd = m->sandboxes_dirfd < 0 ? -1 : make_dir(m->o.state_dirfd, "run", err);
     m->snapshots_dirfd = m->run_dirfd < 0 ? -1 : make_dir(m->o.state_dirfd, "snapshots", err);

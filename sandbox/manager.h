@@ -30,7 +30,7 @@ struct manager_options {
     int state_dirfd, image_dirfd;      // borrowed
     enum accel_config accel;
     bool allow_emulation;
-    const char *qemu_path;             // NULL: PATH
+    const char *qemu_path;             // a path, or a name that is looked up; NULL: qemu-system-x86_64
     const char *cgroup_parent;         // NULL: none
     unsigned uid_base, uid_count;      // host uids for jails, used where the server is root
     unsigned max_live_per_tenant;      // quota

@@ -43,7 +43,7 @@ static int stages(void)
 
 int cmd_doctor(int argc, char **argv)
 {
-    const char *image_dir = "var/images";
+    const char *image_dir = "var/images", *qemu = NULL;
     bool allow_emulation = false;
     struct host_facts facts;
     struct host_check checks[HOST_CHECKS_MAX];
@@ -51,17 +51,19 @@ int cmd_doctor(int argc, char **argv)
     for (int i = 0; i < argc; i++) {
         if (strcmp(argv[i], "--image-dir") == 0 && i + 1 < argc) {
             image_dir = argv[++i];
+        } else if (strcmp(argv[i], "--qemu") == 0 && i + 1 < argc) {
+            qemu = argv[++i];
         } else if (strcmp(argv[i], "--stages") == 0) {
             return stages();
         } else if (strcmp(argv[i], "--allow-emulation") == 0) {
             allow_emulation = true;
         } else {
             const bool help = strcmp(argv[i], "--help") == 0;
-            fputs("usage: airlock doctor [--image-dir DIR] [--allow-emulation] [--stages]\n", help ? stdout : stderr);
+            fputs("usage: airlock doctor [--image-dir DIR] [--qemu PATH] [--allow-emulation] [--stages]\n", help ? stdout : stderr);
             return help ? 0 : 2;
         }
     }
-    if (host_facts_read(NULL, &facts, &err) != 0) {
+    if (host_facts_read(qemu, &facts, &err) != 0) {
         fprintf(stderr, "airlock doctor: %s %s\n", err.detail, err.internal);
         return 1;
     }

@@ -33,7 +33,7 @@ static struct vm_spec spec_of(enum vm_accel accel)
 static struct argv whole(const struct vm_spec *spec, const struct argv_fds *fds)
 {
     struct argv a = {0};
-    assert_int_equal(argv_jail(spec, 19, &a), 0);
+    assert_int_equal(argv_jail(spec, 19, -1, &a), 0);
     assert_int_equal(argv_qemu(spec, fds, &a), 0);
     assert_true(a.n > 0 && a.words[a.n] == NULL);
     return a;
@@ -141,7 +141,7 @@ static void jail_shuts_every_namespace(void **state)
     for (int accel = VM_ACCEL_TCG; accel <= VM_ACCEL_KVM; accel++) {
         const struct vm_spec spec = spec_of(accel);
         struct argv a = {0};
-        assert_int_equal(argv_jail(&spec, 33, &a), 0);
+        assert_int_equal(argv_jail(&spec, 33, -1, &a), 0);
         assert_string_equal(a.words[0], "bwrap");
         assert_string_equal(a.words[a.n - 1], "--");
         assert_string_equal(value_of(&a, "--info-fd"), "33");
@@ -156,6 +156,36 @@ static void jail_shuts_every_namespace(void **state)
         else
             assert_int_equal(count(&a, "kvm"), 0);
         argv_free(&a);
+    }
+}
+
+// From outside /usr it lies over the host's own, by its path or as a copy.
+static void a_foreign_qemu_lies_over_the_hosts(void **state)
+{
+    struct vm_spec spec = spec_of(VM_ACCEL_TCG);
+    static const struct {
+        const char *path;
+        int fd;
+        const char *shown, *run;
+    } CASES[] = {{NULL, -1, NULL, "qemu-system-x86_64"},
+                 {"/usr/local/bin/qemu", -1, NULL, "/usr/local/bin/qemu"},
+                 {"/opt/qemu", -1, "--ro-bind /opt/qemu /usr/bin/qemu-system-x86_64 ", "/usr/bin/qemu-system-x86_64"},
+                 {"/root/qemu", 20, "--perms 0555 --ro-bind-data 20 /usr/bin/qemu-system-x86_64 ", "/usr/bin/qemu-system-x86_64"}};
+    for (size_t i = 0; i < sizeof CASES / sizeof *CASES; i++) {
+        CLEANUP_BUF struct buf line = BUF_INIT(1 << 16);
+        struct argv a = {0}, q = {0};
+        spec.qemu_path = CASES[i].path;
+        assert_int_equal(argv_jail(&spec, 19, CASES[i].fd, &a), 0);
+        assert_int_equal(argv_qemu(&spec, &ALL, &q), 0);
+        for (size_t k = 0; k < a.n; k++)
+            assert_true(buf_addf(&line, "%s ", a.words[k]));
+        if (CASES[i].shown)
+            assert_non_null(strstr(buf_text(&line), CASES[i].shown));
+        else
+            assert_null(strstr(buf_text(&line), "qemu"));
+        assert_string_equal(q.words[0], CASES[i].run);
+        argv_free(&a);
+        argv_free(&q);
     }
 }
 
@@ -264,6 +294,7 @@ int main(void)
         cmocka_unit_test(no_path_of_the_host),
         cmocka_unit_test(closed_by_default),
         cmocka_unit_test(jail_shuts_every_namespace),
+        cmocka_unit_test(a_foreign_qemu_lies_over_the_hosts),
         cmocka_unit_test(disk_has_a_second_read_only_descriptor),
         cmocka_unit_test(every_socket_has_its_descriptor),
         cmocka_unit_test(what_was_asked_for),
