@@ -243,7 +243,7 @@ static void what_was_asked_for(void **state)
 {
     struct vm_spec spec = spec_of(VM_ACCEL_TCG);
     struct argv a = {0};
-    spec.qemu_path = "/opt/qemu/bin/qemu-system-x86_64";
+    spec.qemu_path = "/usr/local/bin/qemu-system-x86_64";
     spec.vcpus = 8;
     spec.memory_mib = 16384;
     assert_int_equal(argv_qemu(&spec, &ALL, &a), 0);
