@@ -67,8 +67,8 @@ int manager_uid_take(struct manager *m, unsigned *ret_uid, struct err *err)
 void manager_uid_give(struct manager *m, unsigned uid)
 {
     pthread_mutex_lock(&m->lock);
-    if (uid >= m->o.uid_base && uid < m->o.uid_base + m->o.uid_count)
-        m->uids[uid - m->o.uid_base] = 0;
+    if (uid >= m->o.uid_base && uid < m->o.uid_base + m->o.uid_count && m->uids[uid - m->o.uid_base] > 0)
+        m->uids[uid - m->o.uid_base]--;
     pthread_mutex_unlock(&m->lock);
 }
 

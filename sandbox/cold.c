@@ -125,6 +125,8 @@ static void move(struct sandbox *s, struct op *op, int from, int to, json_t *fac
     struct err ignored = {0};
     if (failed && to == SANDBOX_PAUSED && vm_resume(vm_of(s), &ignored) != 0) // it is running, for everybody
         log_error("sandbox %s: could not be resumed: %s", s->id, ignored.detail);
+    if (failed && to == SANDBOX_RUNNING && vm_pause(vm_of(s), &ignored) != 0) // it is paused, for everybody
+        log_error("sandbox %s: could not be paused again: %s", s->id, ignored.detail);
     op_done(op, s, failed ? err : NULL);
 }
 
@@ -203,7 +205,8 @@ int cold_erase(struct sandbox *s, uint64_t *ret_bytes)
         *ret_bytes = 0;
     if (s->dirfd < 0)
         return 0;
-    const int left = fd_remove_tree(s->dirfd, "cold", &bytes) | fd_remove_tree(s->dirfd, ".cold", &half);
+    const int left = fd_remove_tree(s->dirfd, "cold", &bytes) | fd_remove_tree(s->dirfd, ".cold", &half) |
+                     fd_remove_tree(s->dirfd, ".cold.old", NULL);
     if (left)
         log_warn("sandbox %s: its cold state could not be erased", s->id);
     if (ret_bytes)
@@ -436,10 +439,13 @@ static void wake_failed(struct sandbox *s, struct op *op, struct launch *l, bool
     CLEANUP_FREE char *problem = change_set_failure(s->m, &c, &op->a, why);
     job_finish(l->job, false, problem, s->id);
     log_warn("sandbox %s: resume failed: %s (%s) %s", s->id, why->detail, why->code, why->internal);
-    if (change_commit(s->m, &c, &err) != 0)
+    if (change_commit(s->m, &c, &err) != 0) {
         log_error("sandbox %s: the failure could not be recorded: %s", s->id, err.internal);
-    else
+    } else {
         sandbox_publish(s, &l->row);
+        if (ran)
+            cold_erase(s, NULL); // of an epoch that is over
+    }
     op_done(op, s, why);
 }
 

@@ -205,6 +205,7 @@ void start_run(struct sandbox *s, struct op *op)
         return;
     }
     sandbox_publish(s, &shown);
+    cold_erase(s, NULL); // of a resume that failed
     if (op->cb.admitted)
         op->cb.admitted(op->cb.arg, op->a.job_id);
     launch_go(&l);

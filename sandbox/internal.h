@@ -102,6 +102,9 @@ struct sandbox {
     uint64_t log_dropped;
     bool io_scheduled;
     int64_t io_retry_at_ms;      // disk full: try again then
+    int64_t delete_again_ms;     // monotonic; a delete that was begun and not recorded, or left something: tried again then
+    bool end_unrecorded;         // its VM ended as gone_how, and the row could not be told: it is, when it can be
+    enum vm_gone gone_how;
     struct err fatal;            // what the guest said before it died
     unsigned ready_no;           // times the agent became ready
 };
@@ -123,7 +126,7 @@ struct manager {
     unsigned n_live;
     unsigned launches;           // slots taken
     struct op_wait *slot_head, *slot_tail;
-    uint8_t *uids;               // one per uid of the range: taken
+    unsigned *uids;              // one per uid of the range: how many rows have it; more than one only where rows are stale
     bool stopping;
     unsigned adopting;           // sandboxes not yet adopted or given up
     bool reconciled;
@@ -328,5 +331,6 @@ void transfers_tick(struct sandbox *s, int64_t now_ms);
 int reconcile_start(struct manager *m, struct err *err);
 bool pending_take(struct manager *m, const char *receipt_id, struct admission *ret);
 void reaper_tick(void *arg);                                     // loop, once a second
+void retention_sweep(struct manager *m); // at start: records whose rows are gone
 
 #endif

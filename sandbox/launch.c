@@ -12,6 +12,7 @@
 #include "sandbox/disk.h"
 
 #define REFRESH_MS 10000
+#define AWAKE_MS 30000 // it does not boot: a guest that was saved mute does not hold a launch's slot for as long as a boot may take
 #define RESTORE_MS 30000
 
 // ---- prepare ----------------------------------------------------------------------------------------------------
@@ -277,7 +278,8 @@ static int renew(struct launch *l, bool stands, struct err *err)
     const bool same = l->kind == LAUNCH_WAKE;
     const struct vm_identity id = {.seed = seed, .clock = true, .hostname = same ? NULL : l->s->id,
                                    .machine_id = same ? NULL : machine_id, .boot_id = boot_id};
-    const int64_t until = clock_mono_ms() + l->s->m->o.boot_timeout_ms;
+    const int most = l->s->m->o.boot_timeout_ms;
+    const int64_t until = clock_mono_ms() + (most < AWAKE_MS ? most : AWAKE_MS);
     l->ran = true; // from here on nobody can tell that it has not
     if (stands)
         return vm_resume_as(l->vm, &id, until, REFRESH_MS, &l->refreshed, err);

@@ -10,6 +10,9 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#define RECORD_AGAIN_MS 1000 // nothing is written as long as it fails
+#define CLEAN_AGAIN_MS 60000 // each try has a job and a receipt
+
 // ---- shared -----------------------------------------------------------------------------------------------------
 int sandbox_drop_vm(struct sandbox *s, bool end, struct err *err)
 {
@@ -142,10 +145,17 @@ void gone_run(struct sandbox *s, struct op *op)
 {
     struct err err = {0};
     const int state = sandbox_present_state(s);
-    if (state != SANDBOX_RUNNING && state != SANDBOX_PAUSED)
+    if (state != SANDBOX_RUNNING && state != SANDBOX_PAUSED) {
+        pthread_mutex_lock(&s->lock);
+        s->end_unrecorded = false;
+        pthread_mutex_unlock(&s->lock);
         return; // a stop, delete or failed launch is the cause and says so itself
+    }
     pthread_mutex_lock(&s->lock);
-    const bool ours = s->vm && s->vm_no == op->vm_no && !s->delete_wanted;
+    const bool again = s->end_unrecorded && !s->vm;
+    const bool ours = (again || (s->vm && s->vm_no == op->vm_no)) && !s->delete_wanted;
+    s->end_unrecorded = ours;
+    s->gone_how = ours ? op->gone : s->gone_how;
     pthread_mutex_unlock(&s->lock);
     if (!ours)
         return; // an old VM's end, or the delete that comes says what became of it
@@ -160,8 +170,13 @@ void gone_run(struct sandbox *s, struct op *op)
     free(row.runtime_json);
     row.runtime_json = NULL;
     struct change c = {.from_state = state, .cause = shutdown ? "guest_shutdown" : "vm_died"};
-    if (commit_row(s, &c, &row, &err) != 0)
+    if (commit_row(s, &c, &row, &err) != 0) { // the reaper tries again
         log_error("sandbox %s: its end could not be recorded: %s", s->id, err.internal);
+        return;
+    }
+    pthread_mutex_lock(&s->lock);
+    s->end_unrecorded = false;
+    pthread_mutex_unlock(&s->lock);
     log_info("sandbox %s: %s", s->id, shutdown ? "the guest shut down" : "the VM died");
 }
 
@@ -310,6 +325,7 @@ static int end_vm(struct sandbox *s, json_t *report, struct err *err)
 {
     struct sandbox_info *view = sandbox_view(s);
     const uint64_t bytes = (uint64_t)view->row.memory_mib << 20;
+    const int state = view->row.state;
     CLEANUP_JSON json_t *runtime = view->row.runtime_json ? json_loads(view->row.runtime_json, 0, NULL) : NULL;
     sandbox_info_unref(view);
     pthread_mutex_lock(&s->lock);
@@ -318,9 +334,19 @@ static int end_vm(struct sandbox *s, json_t *report, struct err *err)
     int left = sandbox_drop_vm(s, true, err);
     if (!had && runtime) // of an earlier server, not adopted
         left = vm_end_stray(runtime, s->id, s->m->o.cgroup_parent, err);
-    if (had || runtime)
+    if (had || (runtime && state != SANDBOX_COLD && state != SANDBOX_STOPPED && state != SANDBOX_FAILED))
         report_add(json_object_get(report, left ? "failed" : "erased"), "memory", bytes);
     return left;
+}
+
+// A delete that is over without its end. What was begun goes on (reaper.c): its data are gone, and nobody may use it. ms: 0
+// where nothing was begun, so that it is what it was.
+static void delete_later(struct sandbox *s, int64_t ms)
+{
+    pthread_mutex_lock(&s->lock);
+    s->delete_wanted = ms > 0;
+    s->delete_again_ms = ms > 0 ? clock_mono_ms() + ms : 0;
+    pthread_mutex_unlock(&s->lock);
 }
 
 void delete_run(struct sandbox *s, struct op *op)
@@ -334,8 +360,12 @@ void delete_run(struct sandbox *s, struct op *op)
     }
     snprintf(op->job.stage, sizeof op->job.stage, "erase");
     const struct change begin = {.admit = &op->a, .job_insert = &op->job};
-    if (change_commit(s->m, &begin, &err) != 0) {
-        op_done(op, s, &err); // delete_wanted stays: it is tried again by the next DELETE or the reaper
+    if (change_commit(s->m, &begin, &err) != 0) { // nothing has happened, unless it was begun before
+        pthread_mutex_lock(&s->lock);
+        const bool begun = s->delete_again_ms > 0 || strcmp(op->cause, "restart") == 0;
+        pthread_mutex_unlock(&s->lock);
+        delete_later(s, begun ? RECORD_AGAIN_MS : 0);
+        op_done(op, s, &err);
         return;
     }
     if (op->cb.admitted)
@@ -368,12 +398,15 @@ void delete_run(struct sandbox *s, struct op *op)
     job_finish(&op->job, why ? JOB_FAILED : JOB_SUCCEEDED, problem, s->id);
     crash_point(s, "commit");
     if (commit_row(s, &c, &row, &err) != 0) {
+        delete_later(s, RECORD_AGAIN_MS);
         op_done(op, s, &err);
         return;
     }
     crash_point(s, "end");
     if (!why)
         registry_remove(s->m, s);
+    else
+        delete_later(s, CLEAN_AGAIN_MS);
     op_done(op, s, why);
 }
 

@@ -33,7 +33,7 @@ static int manager_open(struct manager *m, struct err *err)
         return -1;
     m->images = images_open(m->o.image_dirfd, err);
     m->hub = hub_new();
-    m->uids = calloc(m->o.uid_count + 1, 1);
+    m->uids = calloc(m->o.uid_count + 1, sizeof *m->uids);
     m->ops = work_pool_new("ops", OPS_THREADS, 100000, err);
     m->io = work_pool_new("io", IO_THREADS, 100000, err);
     if (!m->images || !m->ops || !m->io)

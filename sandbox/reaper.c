@@ -1,10 +1,34 @@
 // Once a second on the loop: what has expired ends, what waits too long is told, what is past its retention goes.
 #include "sandbox/cold.h"
 
+#include <dirent.h>
+#include <fcntl.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #define PRUNE_EVERY_MS 60000
+
+// What an act could not record, the disk being full, or not finish.
+static void go_on(struct sandbox *s, int64_t now_mono_ms)
+{
+    struct admission a;
+    pthread_mutex_lock(&s->lock);
+    const bool idle = !s->ops && !s->adopting, ended = idle && s->end_unrecorded && !s->vm && !s->delete_wanted;
+    const bool remove = idle && s->delete_wanted && s->delete_again_ms > 0 && now_mono_ms >= s->delete_again_ms;
+    const enum vm_gone how = s->gone_how;
+    pthread_mutex_unlock(&s->lock);
+    system_admission(&a, s->tenant, remove ? "sandbox.delete" : "sandbox.vm", s->id);
+    if (remove) {
+        manager_delete_by_system(s, &a, "");
+    } else if (ended) {
+        struct op *op = op_new("gone", gone_run, &a, 200, NULL);
+        if (!op)
+            return;
+        op->gone = how;
+        op_enqueue(s, op);
+    }
+}
 
 // A ttl that passed: destroy, stop or cold, once. A stopped sandbox that was to be stopped stays as it is.
 static void expire(struct sandbox *s, int64_t now_wall_ms)
@@ -35,7 +59,7 @@ static void expire(struct sandbox *s, int64_t now_wall_ms)
         pthread_mutex_lock(&s->lock);
         const bool already = s->delete_wanted;
         pthread_mutex_unlock(&s->lock);
-        if (already)
+        if (already) // or it goes on by itself
             return;
         log_info("sandbox %s: expired", s->id);
         system_admission(&a, s->tenant, "sandbox.delete", s->id);
@@ -86,6 +110,70 @@ static void prune_work(void *arg)
     atomic_fetch_sub(&m->active, 1);
 }
 
+// Directories of sandboxes whose rows are past their retention: a prune was cut between the two. Listed before the rows are
+// read: a create's row is there before its directory is.
+struct record_dir {
+    char id[ID_MAX];
+    bool known;
+};
+struct record_dirs {
+    struct record_dir *v;
+    size_t n, cap;
+};
+
+static int by_id(const void *a, const void *b)
+{
+    return strcmp(((const struct record_dir *)a)->id, ((const struct record_dir *)b)->id);
+}
+
+static void mark_known(void *arg, const char *id)
+{
+    struct record_dirs *r = arg;
+    struct record_dir key = {.known = true};
+    snprintf(key.id, sizeof key.id, "%s", id);
+    struct record_dir *d = bsearch(&key, r->v, r->n, sizeof *r->v, by_id);
+    if (d)
+        d->known = true;
+}
+
+static bool record_add(struct record_dirs *r, const char *name)
+{
+    if (r->n == r->cap) {
+        const size_t cap = r->cap ? r->cap * 2 : 256;
+        struct record_dir *v = realloc(r->v, cap * sizeof *v);
+        if (!v)
+            return false;
+        r->v = v;
+        r->cap = cap;
+    }
+    r->v[r->n] = (struct record_dir){.known = false};
+    snprintf(r->v[r->n++].id, ID_MAX, "%s", name);
+    return true;
+}
+
+void retention_sweep(struct manager *m)
+{
+    struct record_dirs r = {0};
+    struct err err = {0};
+    const int fd = openat(m->sandboxes_dirfd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    DIR *d = fd >= 0 ? fdopendir(fd) : NULL;
+    if (!d) {
+        fd_close(&(int){fd});
+        return;
+    }
+    for (const struct dirent *e; (e = readdir(d));)
+        if (id_valid(ID_SANDBOX, e->d_name) && !record_add(&r, e->d_name))
+            break; // the rest at the next start
+    closedir(d);
+    if (r.n > 0)
+        qsort(r.v, r.n, sizeof *r.v, by_id);
+    const bool all = r.n > 0 && sandbox_each_id_all_tenants(m->store, mark_known, &r, &err) == 0;
+    for (size_t i = 0; all && i < r.n && !manager_stopping(m); i++)
+        if (!r.v[i].known && fd_remove_tree(m->sandboxes_dirfd, r.v[i].id, NULL) != 0)
+            log_warn("sandbox %s: its records could not be erased", r.v[i].id);
+    free(r.v);
+}
+
 // What is past its retention, and what a pool lacks; reads the store, so not on the loop.
 static void expire_work(void *arg)
 {
@@ -114,7 +202,7 @@ void reaper_tick(void *arg)
         transfers_tick(all[i], mono);
         sandbox_session_tick(all[i], mono);
         if (reconciled)
-            expire(all[i], wall);
+            go_on(all[i], mono), expire(all[i], wall);
         sandbox_unref(all[i]);
     }
     free(all);

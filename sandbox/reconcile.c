@@ -49,13 +49,14 @@ static json_t *runtime_of(struct sandbox *s)
     return runtime;
 }
 
+// What its row says: a row may be stale, and the uid another's since. It is free when nobody claims it any more.
 static void uid_reserve(struct sandbox *s, const json_t *runtime)
 {
     struct manager *m = s->m;
     const unsigned uid = (unsigned)json_get_int(runtime, "jail_uid", 0);
     pthread_mutex_lock(&m->lock);
     if (uid >= m->o.uid_base && uid < m->o.uid_base + m->o.uid_count) {
-        m->uids[uid - m->o.uid_base] = 1;
+        m->uids[uid - m->o.uid_base]++;
         s->vm_uid = uid;
     }
     pthread_mutex_unlock(&m->lock);
@@ -111,8 +112,6 @@ static enum vm_adopt_verdict adopt_vm(struct sandbox *s, const json_t *runtime, 
     struct vm *vm = NULL;
     if (!runtime || s->run_dirfd < 0)
         return VM_ADOPT_GONE;
-    uid_reserve(s, runtime);
-    budget_reserve(s, runtime);
     pthread_mutex_lock(&s->lock);
     s->vm_no++;
     pthread_mutex_unlock(&s->lock);
@@ -424,6 +423,10 @@ static bool take_sandbox(void *arg, const struct sandbox_row *row)
         return true;
     }
     s->adopting = true;
+    if (runtime) { // before anybody else launches
+        uid_reserve(s, runtime);
+        budget_reserve(s, runtime);
+    }
     pthread_mutex_lock(&m->lock);
     m->adopting++;
     pthread_mutex_unlock(&m->lock);
@@ -524,6 +527,7 @@ static void reconcile_work(void *arg)
         job_give_up(m, &o->jobs.rows[i]);
     orphans_free(o);
     pending_lose(m);
+    retention_sweep(m);
     pool_begin(m);
     hub_notify(m->hub, "ready");
     atomic_fetch_sub(&m->active, 1);

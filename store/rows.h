@@ -93,6 +93,8 @@ struct sandbox_filter {
 };
 int sandbox_list(struct store *s, const struct sandbox_filter *filter,
                  bool (*fn)(void *, const struct sandbox_row *), void *arg, struct err *err);
+// Of every row, destroyed ones too.
+int sandbox_each_id_all_tenants(struct store *s, void (*fn)(void *, const char *id), void *arg, struct err *err);
 int sandbox_each_live_all_tenants(struct store *s, bool (*fn)(void *, const struct sandbox_row *), void *arg,
                                   struct err *err);
 

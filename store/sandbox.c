@@ -166,6 +166,19 @@ int sandbox_list(struct store *s, const struct sandbox_filter *f, bool (*fn)(voi
     return each(st, fn, arg, err);
 }
 
+int sandbox_each_id_all_tenants(struct store *s, void (*fn)(void *, const char *id), void *arg, struct err *err)
+{
+    struct db *db = reader_db(s, err);
+    CLEANUP_STMT struct stmt *st = db ? db_stmt(db, "SELECT id FROM sandboxes", err) : NULL;
+    int got;
+    while ((got = db_step(st, err)) > 0) {
+        char id[ID_MAX];
+        db_col_text(st, id, sizeof id);
+        fn(arg, id);
+    }
+    return got;
+}
+
 int sandbox_each_live_all_tenants(struct store *s, bool (*fn)(void *, const struct sandbox_row *), void *arg,
                                   struct err *err)
 {

@@ -670,5 +670,27 @@ def test_cold_and_back(s):
         w.end(box)
 
 
+@harness.deadline(120)
+def test_one_uid_one_jail(s):
+    """A row that still names the uid of a VM that is gone does not free it for a second jail: it is another's since"""
+    if os.geteuid() != 0:
+        raise harness.Skip("jails have uids of their own where the server is root")
+
+    def uid(box):
+        return os.stat(f"/proc/{harness.qemu_pid(box)}").st_uid
+    with world(s) as w:
+        templated(w)
+        w.serve("--pool", "0", "--templates", "off")
+        old, _ = source(w)
+        w.s.post(f"{BOX}/{old}/snapshots", {**KEEP, "stop": True}, expect=201)
+        first = w.s.create(resources=SMALL)["id"]
+        w.arm("start.launch")
+        w.crash("start.launch", None, "POST", f"{BOX}/{old}/start", armed=True)
+        second = w.s.create(resources=SMALL)["id"]
+        assert uid(first) != uid(second), f"{uid(first)} twice"
+        w.s.delete(f"{SNAP}/{w.items(SNAP)[0]['id']}", expect=200)
+        w.end(first, second, old)
+
+
 if __name__ == "__main__":
     harness.main()

@@ -1,9 +1,11 @@
 """The host under the server: where its directories may lie, what happens when they are full, and what is left over."""
 import os
 import shutil
+import signal
 import stat as st
 import subprocess
 import tempfile
+import time
 
 import harness
 
@@ -105,6 +107,43 @@ def test_disk_full():
             s.get(f"/v1/receipts/{r['receipt_id']}", expect=200)
             assert s.get("/v1/audit/verify", expect=200).json["verdict"] == "verified"
             s.delete(f"{BOX}/{box}", expect=200)
+        finally:
+            s.close()
+
+
+@harness.deadline(120)
+def test_disk_full_at_the_end():
+    """What the full disk kept from being recorded is made up for: a ttl that passed, a delete, a VM's end"""
+    with harness.small_disk(400) as mount:
+        s = harness.Server("test_host.full_end", state=os.path.join(mount, "state"), args=["--disk-reserve-mib", "64"])
+        fill = os.path.join(mount, "fill")
+        try:
+            s.start()
+            small = {"disk_mib": 64, "memory_mib": 128}
+            kept = s.create(resources=small)["id"]
+            dead = s.create(resources=small)["id"]
+            due = s.create(resources=small, lifecycle={"ttl_seconds": 600, "on_expiry": "destroy"})["id"]
+            s.req("PATCH", f"{BOX}/{due}", {"lifecycle": {"ttl_seconds": 4}}, expect=200)
+            with open(fill, "wb") as f:
+                try:
+                    while True:
+                        f.write(bytes(1 << 16))
+                except OSError:
+                    pass
+            a = s.req("DELETE", f"{BOX}/{kept}", expect=503)
+            assert a.json["code"] == "disk_full" and a.json["retryable"], a
+            pid = harness.qemu_pid(dead)
+            os.kill(pid, signal.SIGKILL)
+            harness.until(lambda: not os.path.isdir(f"/proc/{pid}"), 10, "the VM's end")
+            time.sleep(6)  # the ttl passes, and none of it can be recorded
+            os.unlink(fill)
+            harness.until(lambda: s.get(f"{BOX}/{due}").json["state"] == "destroyed", 20, "the ttl that passed")
+            harness.until(lambda: s.get(f"{BOX}/{dead}").json["state"] == "failed", 20, "the VM's end is recorded")
+            assert s.get(f"{BOX}/{dead}").json["state_reason"] == "vm_died"
+            assert s.run(kept, "echo here")["stdout"] == "here\n", "a delete that was refused changed something"
+            s.delete(f"{BOX}/{kept}", expect=200)
+            s.delete(f"{BOX}/{dead}", expect=200)
+            assert s.get("/v1/audit/verify", expect=200).json["verdict"] == "verified"
         finally:
             s.close()
 

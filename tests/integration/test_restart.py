@@ -247,6 +247,28 @@ def test_orphan(s):
     assert s.get(f"{BOX}/{box}").status == 404
 
 
+@harness.deadline(60)
+def test_records_without_a_row():
+    """What a prune that was cut left of a sandbox goes at the next start; the records of one that has its row stay"""
+    s = harness.Server("test_restart.records").start()
+    try:
+        box = s.create()["id"]
+        s.run(box, "echo kept")
+        s.delete(f"{BOX}/{box}", expect=200)
+        folder = os.path.join(s.state, "sandboxes")
+        stray = os.path.join(folder, box[:-1] + ("0" if box[-1] != "0" else "1"))
+        os.makedirs(os.path.join(stray, "out"))
+        with open(os.path.join(stray, "out/x.stdout"), "w") as f:
+            f.write("secret")
+        s.kill()
+        s.start()
+        harness.until(lambda: not os.path.exists(stray), 20, "the stray records' end")
+        c = s.get(f"{BOX}/{box}/commands", expect=200).json["items"][0]["command_id"]
+        assert s.output(box, c) == b"kept\n"
+    finally:
+        s.close()
+
+
 @harness.deadline(120)
 def test_second_server(s):
     """A second server on one state directory refuses and names the pid that holds it"""
