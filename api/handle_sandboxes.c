@@ -143,17 +143,16 @@ static void create(struct api_call *c)
 
 // ---- If-Match ---------------------------------------------------------------------------------------------------
 // The generation asked for; -1: none or any.
-static int64_t if_match(const struct api_call *c)
+static int64_t call_if_match(const struct api_call *c)
 {
     const char *text = call_param_text(c, "If-Match", NULL);
     return text && *text == '"' ? strtoll(text + 1, NULL, 10) : -1;
 }
 
-// For operations of the manager that take no generation: looked at before they begin.
-static bool generation_fits(struct api_call *c)
+bool call_generation_fits(struct api_call *c, bool queued)
 {
     struct err err = {0};
-    const int64_t wanted = if_match(c);
+    const int64_t wanted = call_if_match(c);
     if (wanted < 0)
         return true;
     struct sandbox_info *info = manager_get(c->a->manager, c->who->row.tenant, c->in->ids[0], &err);
@@ -161,6 +160,7 @@ static bool generation_fits(struct api_call *c)
         err_set(&err, ERR_PRECONDITION_FAILED, "generation_mismatch", "the sandbox is at generation %" PRId64,
                 info->row.generation);
     sandbox_info_unref(info);
+    c->in->a.if_generation = queued ? wanted : 0;
     if (err.kind != ERR_NONE)
         call_fail(c, &err);
     return err.kind == ERR_NONE;
@@ -172,7 +172,7 @@ static void verb(struct api_call *c, enum sandbox_verb v, const char *owner)
     struct op_callbacks cb;
     if (v == VERB_DETACH)
         c->in->prefer_async = false; // done at once, without a job to point to
-    if (generation_fits(c) && act_new(c, 200, &cb))
+    if (call_generation_fits(c, true) && act_new(c, 200, &cb))
         manager_verb(c->a->manager, c->in->ids[0], v, owner, &c->in->a, c->in->prefer_async ? 202 : 200, &cb);
 }
 
@@ -222,7 +222,7 @@ static void detach(struct api_call *c)
 static void delete_(struct api_call *c)
 {
     struct op_callbacks cb;
-    if (!generation_fits(c))
+    if (!call_generation_fits(c, false))
         return;
     struct act *act = act_new(c, 200, &cb);
     if (!act)
@@ -243,7 +243,7 @@ static void update(struct api_call *c)
         .labels = json_object_get(body, "labels"),
         .ttl_seconds = json_get_int(body, "ttl_seconds", json_get_int(lifecycle, "ttl_seconds", 0)),
         .on_expiry = json_get_str(lifecycle, "on_expiry"),
-        .if_generation = if_match(c),
+        .if_generation = call_if_match(c),
     };
     struct op_callbacks cb;
     if (act_new(c, 200, &cb))

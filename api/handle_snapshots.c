@@ -16,6 +16,7 @@ struct act {
     struct snapshot_row row;     // of a snapshot's operation
     struct sandbox_info **items; // of a fork; references
     size_t n;
+    char job_id[ID_MAX];         // of a fork; the call's own is gone with its 202
     struct err err;
 };
 
@@ -90,7 +91,7 @@ static void finish(void *arg)
     if (act->err.kind != ERR_NONE)
         call_fail(c, &act->err);
     else if (act->items)
-        reply_fork(c, act->items, act->n, c->in->a.job_id);
+        reply_fork(c, act->items, act->n, act->job_id);
     else if (act->deletion)
         reply_json(c, 200, view_snapshot_deletion(&act->row, &c->in->a));
     else
@@ -124,7 +125,7 @@ static void on_fork(void *arg, const struct sandbox_info *const *items, size_t n
     } else if ((act->items = calloc(n, sizeof *act->items))) {
         for (; act->n < n; act->n++)
             act->items[act->n] = sandbox_info_ref(items[act->n]);
-        snprintf(act->c->in->a.job_id, sizeof act->c->in->a.job_id, "%s", n ? items[0]->row.job_id : "");
+        snprintf(act->job_id, sizeof act->job_id, "%s", n ? items[0]->row.job_id : "");
     } else {
         err_set(&act->err, ERR_INTERNAL, "out_of_memory", "out of memory");
     }
@@ -141,7 +142,7 @@ static void create(struct api_call *c)
         .keep = json_is_true(json_object_get(retention, "keep")),
         .stop = json_is_true(json_object_get(body, "stop")),
     };
-    struct act *act = act_new(c);
+    struct act *act = call_generation_fits(c, true) ? act_new(c) : NULL;
     if (!act)
         return;
     const struct snapshot_callbacks cb = {on_admitted, on_snapshot, act};
@@ -242,7 +243,8 @@ static void fork_(struct api_call *c)
         .detached = json_is_true(json_object_get(lifecycle, "detached")),
         .owner = json_get_str(lifecycle, "owner"),
     };
-    struct act *act = act_new(c);
+    const bool of_sandbox = strcmp(c->op->name, "sandbox.fork") == 0;
+    struct act *act = !of_sandbox || call_generation_fits(c, true) ? act_new(c) : NULL;
     if (!act)
         return;
     const struct fork_callbacks cb = {on_admitted, on_fork, act};

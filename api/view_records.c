@@ -13,15 +13,26 @@ static json_t *job_result(const struct job_row *row)
     if (row->state != JOB_SUCCEEDED)
         return json_null();
     char href[128] = "";
-    if (strncmp(row->ref, "cmd", 3) == 0)
+    CLEANUP_JSON json_t *made = row->result_json ? json_loads(row->result_json, 0, NULL) : NULL;
+    const json_t *forks = json_object_get(made, "sandbox_ids");
+    bool created = strcmp(row->kind, "sandbox.create") == 0;
+    if (json_array_size(forks) > 0) {
+        snprintf(href, sizeof href, "/v1/sandboxes/%s", json_string_value(json_array_get(forks, 0)));
+        created = true;
+    } else if (strncmp(row->ref, "snp", 3) == 0) {
+        snprintf(href, sizeof href, "/v1/snapshots/%s", row->ref);
+        created = strcmp(row->kind, "snapshot.create") == 0;
+    } else if (strncmp(row->ref, "cmd", 3) == 0)
         snprintf(href, sizeof href, "/v1/sandboxes/%s/commands/%s", row->sandbox_id, row->ref);
     else if (*row->sandbox_id || strncmp(row->ref, "sbx", 3) == 0)
         snprintf(href, sizeof href, "/v1/sandboxes/%s", *row->sandbox_id ? row->sandbox_id : row->ref);
     else
         return json_null();
     json_t *j = json_object();
-    json_put_int(j, "status", strcmp(row->kind, "sandbox.create") == 0 ? 201 : 200);
+    json_put_int(j, "status", created ? 201 : 200);
     json_put_str(j, "href", href);
+    if (json_array_size(forks) > 0)
+        json_put(j, "sandbox_ids", json_deep_copy(forks));
     return j;
 }
 

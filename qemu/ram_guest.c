@@ -137,6 +137,8 @@ static int move_batch(const struct ram_guest *g, const struct iovec *theirs, siz
         return 0;
     if (got < 0 && (errno == EPERM || errno == ENOSYS))
         return no_access(err, "it is not permitted");
+    if (got < 0 && errno == ESRCH)
+        return err_set(err, ERR_TRANSPORT_FAILED, "vm_died", "the virtual machine ended before its memory was moved");
     return err_sys(err, got < 0 ? errno : EFAULT, "moving a guest's memory");
 }
 

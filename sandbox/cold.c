@@ -93,7 +93,9 @@ static int admit(struct sandbox *s, struct op *op, const char *stage, struct err
 // The act failed and nothing has changed: outcome, job, answer.
 static void fail(struct sandbox *s, struct op *op, const struct err *why)
 {
-    struct err err = {0};
+    struct err err = {0}, stop = {0};
+    if (op_should_stop(s, op, &stop)) // a delete has ended the VM, and is the answer
+        why = &stop;
     struct change c = {.job_update = &op->job, .settle = &op->a, .ref = s->id};
     CLEANUP_FREE char *problem = change_set_failure(s->m, &c, &op->a, why);
     job_finish(&op->job, false, problem, s->id);
@@ -115,7 +117,10 @@ static struct vm *vm_of(struct sandbox *s)
 static void move(struct sandbox *s, struct op *op, int from, int to, json_t *facts, struct err *err)
 {
     struct sandbox_row row = {0};
-    row_next(s, &row, to, NULL);
+    pthread_mutex_lock(&s->lock); // what was told before a pause is told on after it
+    const char *reason = to != SANDBOX_RUNNING ? NULL : s->disk_full_noted ? "host_disk_full" : s->mute_noted ? "agent_unresponsive" : NULL;
+    pthread_mutex_unlock(&s->lock);
+    row_next(s, &row, to, reason);
     job_finish(&op->job, true, NULL, s->id);
     struct change c = {.job_update = &op->job, .from_state = from, .cause = op->name, .settle = &op->a,
                        .outcome = "succeeded", .status = op->success_status, .ref = s->id, .facts = facts};

@@ -463,6 +463,8 @@ void commands_finish_all(struct sandbox *s, enum command_outcome outcome)
     pthread_mutex_unlock(&s->lock);
 }
 
+#define OVERDUE_MS (LIMIT_COMMAND_KILL_GRACE_MS + 5000) // TERM, KILL, and the way of the answer
+
 // Once a second: an exit whose output does not come, an outcome that waits for room on the disk.
 void commands_tick(struct sandbox *s, int64_t now_ms)
 {
@@ -477,6 +479,11 @@ void commands_tick(struct sandbox *s, int64_t now_ms)
         next = c->next;
         if (c->sent && now_ms - c->sent_ms > LIMIT_STARTED_MS && n < sizeof mute / sizeof *mute && tell_begin_locked(c))
             mute[n++] = c;
+        if (s->mute_noted && s->vm && c->sent && !c->exited && !c->finishing && now_ms - c->sent_ms > c->row.timeout_ms + OVERDUE_MS) {
+            log_warn_limited("command %s: its agent does not answer, and its deadline is over", c->row.id);
+            command_finish_locked(c, OUTCOME_LOST); // told to the agent: if it comes back, it ends it
+            continue;
+        }
         if (!c->exited || c->finishing)
             continue;
         if (c->retry_at_ms && now_ms >= c->retry_at_ms) {

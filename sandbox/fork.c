@@ -462,7 +462,7 @@ void fork_run(struct sandbox *s, struct op *op)
     struct err err = {0};
     op->cb.done = NULL;
     const int state = sandbox_present_state(s);
-    int failed = op_should_stop(s, op, &err) ? -1 : 0;
+    int failed = op_should_stop(s, op, &err) ? -1 : op_generation_check(s, op, &err);
     if (!failed && state != SANDBOX_RUNNING && state != SANDBOX_PAUSED)
         failed = err_set(&err, ERR_CONFLICT, "sandbox_not_running", "a sandbox that is %s cannot be forked",
                          sandbox_state_name(state));

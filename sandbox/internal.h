@@ -183,6 +183,8 @@ void op_done(struct op *op, struct sandbox *s, const struct err *err); // calls 
 // with the sandbox, but no thread. op_unpark, due once from anywhere, lets the next one run.
 void op_park(struct sandbox *s, struct op *op);
 void op_unpark(struct sandbox *s, struct op *op);
+// If-Match, when its turn comes. Error: precondition_failed/generation_mismatch.
+int op_generation_check(struct sandbox *s, const struct op *op, struct err *err);
 bool op_should_stop(struct sandbox *s, struct op *op, struct err *err); // deleted or cancelled meanwhile
 void ops_kick_for_delete(struct sandbox *s);                    // a create that waits for its slot runs at once, to end
 void job_begin(struct job_row *job, const struct admission *a, const char *kind);

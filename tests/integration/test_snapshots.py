@@ -749,6 +749,55 @@ def test_guest_disk_full(s):
     assert not hidden(s)
 
 
+@harness.deadline(90)
+def test_asynchronous(s):
+    """`Prefer: respond-async` on a snapshot and on both kinds of fork: 202, and the job says what was made"""
+    later = {"Prefer": "respond-async"}
+
+    def done(path, body):
+        a = s.req("POST", path, body, headers=later, expect=202)
+        job = a.json["id"]
+        harness.until(lambda: s.get(f"/v1/jobs/{job}", expect=200).json["state"] not in ("queued", "running"), 40, "the job's end")
+        j = s.get(f"/v1/jobs/{job}", expect=200).json
+        assert j["state"] == "succeeded" and j["result"]["status"] == 201, j
+        return j["result"]
+    box = s.create()["id"]
+    r = done(f"{BOX}/{box}/snapshots", KEEP)
+    snap = s.get(r["href"], expect=200).json
+    assert snap["sandbox_id"] == box and r["href"].startswith(SNAP), r
+    for path, n in ((f"{BOX}/{box}/fork", 2), (f"{SNAP}/{snap['id']}/fork", 1)):
+        r = done(path, {"count": n, "lifecycle": LIFE})
+        assert len(r["sandbox_ids"]) == n and r["href"] == f"{BOX}/{r['sandbox_ids'][0]}", r
+        for kid in r["sandbox_ids"]:
+            assert s.run(kid, ["true"])["exit_code"] == 0
+            s.delete(f"{BOX}/{kid}", expect=200)
+    s.delete(f"{BOX}/{box}", expect=200)
+    s.delete(f"{SNAP}/{snap['id']}", expect=200)
+
+
+@harness.deadline(60)
+def test_if_match(s):
+    """If-Match holds for snapshot and fork, and when a verb's turn comes: of two at once one is done"""
+    box = s.create()["id"]
+
+    def tag():
+        return s.get(f"{BOX}/{box}", expect=200).headers["ETag"]
+    old = {"If-Match": '"999"'}
+    s.req("POST", f"{BOX}/{box}/fork", {"count": 1}, headers=old, expect=412)
+    s.req("POST", f"{BOX}/{box}/snapshots", {**KEEP, "stop": True}, headers=old, expect=412)
+    assert s.get(f"{BOX}/{box}").json["state"] == "running"
+    now = {"If-Match": tag()}
+    kids = s.req("POST", f"{BOX}/{box}/fork", {"count": 1}, headers=now, expect=201).json["items"]
+    for _ in range(3):
+        now = {"If-Match": tag()}
+        both = [aside(s.req, "POST", f"{BOX}/{box}/{v}", headers=now) for v in ("pause", "cold")]
+        codes = sorted([t.join(), got[0].status][1] for t, got in both)
+        assert codes == [200, 412], codes
+        s.req("POST", f"{BOX}/{box}/resume", expect=200)
+    s.delete(f"{BOX}/{box}", expect=200)
+    s.delete(f"{BOX}/{kids[0]['id']}", expect=200)
+
+
 @harness.deadline(120)
 def test_mute_agent(s):
     """A guest that does not answer is not saved: 504 agent_freeze for snapshot, cold and fork; it goes on when it answers again"""
