@@ -241,6 +241,24 @@ def test_mute_agent(s):
     harness.until(lambda: not harness.vm_pids([box]), 10, "QEMU is gone")
 
 
+@harness.deadline(150)
+def test_mute_through_a_pause(s):
+    """A guest that its root made mute stays told as such over pause and resume, and a command to it ends after its deadline"""
+    box = s.create()["id"]
+    hog = "import os; open('/proc/sys/kernel/sched_rt_runtime_us','w').write('-1'); os.sched_setscheduler(0,os.SCHED_FIFO,os.sched_param(99))\nwhile 1: pass"
+    s.background(box, ["python3", "-c", hog], user="root", timeout_seconds=600)
+    def mute():
+        return s.get(f"{BOX}/{box}").json["state_reason"] == "agent_unresponsive"
+    harness.until(mute, 60, "agent_unresponsive")
+    s.post(f"{BOX}/{box}/pause", expect=200)
+    a = s.post(f"{BOX}/{box}/resume", expect=200).json
+    assert a["state"] == "running" and a["state_reason"] == "agent_unresponsive", a
+    r = s.post(f"{BOX}/{box}/commands", {"argv": ["true"], "timeout_seconds": 2}, expect=200, timeout=60).json
+    assert r["outcome"] == "lost" and r["exit_code"] is None, r
+    assert mute()
+    s.delete(f"{BOX}/{box}", expect=200, timeout=60)
+
+
 def test_boot_failure(s):
     """A create that cannot come up fails with a problem, and the errored sandbox can be removed"""
     a = s.post(BOX, {"image": "debian", "lifecycle": LIFE}, headers={"Prefer": "respond-async"}, expect=202)
