@@ -96,6 +96,7 @@ void console_connect(struct vm *vm, int fd_stolen);
 void console_close(struct vm *vm);
 void stderr_tell(struct vm *vm);
 // vm.c: any thread.
+void qmp_go_on(struct vm *vm, bool or_stop);  // `cont` unless its owner has paused it; then `stop`, or nothing
 void vm_note_fatal(struct vm *vm, const struct err *err);
 void vm_note_ready(struct vm *vm);
 

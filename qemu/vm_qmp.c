@@ -23,13 +23,19 @@ static void say(struct vm *vm, const char *text)
     vm->cb->vmm_log(vm->arg, text, strlen(text));
 }
 
+// Under vm->lock.
+static int send_line_locked(struct vm *vm, const char *text)
+{
+    const size_t len = strlen(text);
+    return vm->qmp_fd >= 0 && send(vm->qmp_fd, text, len, MSG_NOSIGNAL | MSG_DONTWAIT) == (ssize_t)len ? 0 : -1;
+}
+
 static int send_line(struct vm *vm, const char *text)
 {
     pthread_mutex_lock(&vm->lock);
-    const size_t len = strlen(text);
-    const bool sent = vm->qmp_fd >= 0 && send(vm->qmp_fd, text, len, MSG_NOSIGNAL | MSG_DONTWAIT) == (ssize_t)len;
+    const int failed = send_line_locked(vm, text);
     pthread_mutex_unlock(&vm->lock);
-    return sent ? 0 : -1;
+    return failed;
 }
 
 void qmp_send(struct vm *vm, const char *command)
@@ -39,6 +45,18 @@ void qmp_send(struct vm *vm, const char *command)
     (void)send_line(vm, text);
 }
 
+// One hold of the lock for the look and the words: vm_pause says that it is paused before it sends its `stop`, so that no
+// `cont` of ours can come after that.
+void qmp_go_on(struct vm *vm, bool or_stop)
+{
+    pthread_mutex_lock(&vm->lock);
+    if (!vm->paused)
+        (void)send_line_locked(vm, "{\"execute\":\"cont\"}\n");
+    else if (or_stop)
+        (void)send_line_locked(vm, "{\"execute\":\"stop\"}\n");
+    pthread_mutex_unlock(&vm->lock);
+}
+
 // QEMU stopped the VM because the host's disk was full: look whether it can go on.
 static void try_resume(void *arg)
 {
@@ -46,8 +64,7 @@ static void try_resume(void *arg)
     vm->resume_timer = NULL;
     if (!vm->io_paused)
         return;
-    if (!vm_is_paused(vm)) // else it goes on when its owner says so
-        qmp_send(vm, "cont");
+    qmp_go_on(vm, false); // one that is paused goes on when its owner says so
     vm->resume_timer = loop_timer_add(vm->loop, RESUME_MS, try_resume, vm);
 }
 
@@ -114,7 +131,7 @@ static void on_object(struct vm *vm, json_t *o, enum qmp_kind kind)
         pthread_cond_broadcast(&vm->changed);
         pthread_mutex_unlock(&vm->lock);
         if (vm->adopted) // stopped while nobody was there to hear why; or let go on by a server that had no time to say so
-            qmp_send(vm, vm->paused ? "stop" : "cont");
+            qmp_go_on(vm, true);
         break;
     case QMP_EVENT:
         on_event(vm, o);
