@@ -306,35 +306,55 @@ int process_start(const struct vm_spec *spec, const struct process_fds *fds, str
 }
 
 // ---- identity -----------------------------------------------------------------------------------------------------
+// Of a look that failed: whether that says nothing of the process. (Else it is gone: a big answer is none of ours either.)
+static bool cannot_tell(int error)
+{
+    return error == EMFILE || error == ENFILE || error == ENOMEM || error == EAGAIN;
+}
+
 // Our QEMU and its bubblewrap both have `-name\0ID\0` in their command lines.
-static bool names(pid_t pid, const char *id)
+// 1 it has, 0 it has not, -1 with errno: the host had nothing left to look with.
+static int names(pid_t pid, const char *id)
 {
     char wanted[64];
     CLEANUP_BUF struct buf b = BUF_INIT(65536);
     const int n = snprintf(wanted, sizeof wanted, "-name%c%s", 0, id);
-    return read_proc(pid, "cmdline", &b) == 0 && b.len > 0 && memmem(b.data, b.len, wanted, (size_t)n + 1) != NULL;
+    if (read_proc(pid, "cmdline", &b) != 0)
+        return cannot_tell(errno) ? -1 : 0;
+    return b.len > 0 && memmem(b.data, b.len, wanted, (size_t)n + 1) != NULL;
 }
 
-static int open_same(pid_t pid, uint64_t start, const char *id)
+// 0: *ret_fd is its pidfd; 1: gone; -1 with errno: cannot be told.
+static int open_same(pid_t pid, uint64_t start, const char *id, int *ret_fd)
 {
-    const int fd = pid > 0 ? pidfd_open_(pid) : -1;
+    CLEANUP_FD int fd = pid > 0 ? pidfd_open_(pid) : -1;
+    if (fd < 0)
+        return pid > 0 && cannot_tell(errno) ? -1 : 1;
     // Looked at after the pidfd is held: what is true now stays true of what it names.
-    if (fd >= 0 && process_start_time(pid) == start && names(pid, id) && !ended(fd, 0))
-        return fd;
-    if (fd >= 0)
-        close(fd);
-    return -1;
+    errno = 0;
+    const uint64_t found = process_start_time(pid);
+    if (found == 0 && cannot_tell(errno))
+        return -1;
+    const int named = found == start ? names(pid, id) : 0;
+    if (named < 0)
+        return -1;
+    if (!named || ended(fd, 0))
+        return 1;
+    *ret_fd = fd_steal(&fd);
+    return 0;
 }
 
 int process_open(pid_t outer, uint64_t outer_start, pid_t pid, uint64_t start, const char *id, struct process *ret)
 {
-    *ret = (struct process){.outer = outer, .pid = pid, .outer_start = outer_start, .start = start, .stderr_fd = -1};
-    ret->outer_pidfd = open_same(outer, outer_start, id);
-    ret->pidfd = open_same(pid, start, id);
-    if (ret->pidfd >= 0)
-        return 0;
-    fd_close(&ret->outer_pidfd);
-    return 1;
+    *ret = (struct process){.outer = outer, .pid = pid, .outer_start = outer_start, .start = start, .outer_pidfd = -1,
+                            .pidfd = -1, .stderr_fd = -1};
+    const int there = open_same(pid, start, id, &ret->pidfd);
+    if (there != 0 || open_same(outer, outer_start, id, &ret->outer_pidfd) >= 0) // one without its jail is still ours
+        return there;
+    const int why = errno;
+    fd_close(&ret->pidfd);
+    errno = why;
+    return -1;
 }
 
 // ---- ending -------------------------------------------------------------------------------------------------------
@@ -393,22 +413,24 @@ int process_end_named(const char *id, int timeout_ms)
 {
     DIR *d = opendir("/proc");
     int left = 0;
+    bool all = true;
     if (!d)
         return -1;
     for (const struct dirent *e; (e = readdir(d));) {
         const pid_t pid = (pid_t)strtol(e->d_name, NULL, 10);
-        if (pid <= 1 || pid == getpid() || !names(pid, id))
-            continue;
-        const int fd = pidfd_open_(pid);
+        const int named = pid <= 1 || pid == getpid() ? 0 : names(pid, id);
+        const int fd = named > 0 ? pidfd_open_(pid) : -1;
+        if (named < 0 || (named > 0 && fd < 0 && cannot_tell(errno)))
+            all = false;
         if (fd < 0)
             continue;
-        if (names(pid, id))
+        if (names(pid, id) > 0)
             kill_fd(fd);
         left += !ended(fd, timeout_ms);
         close(fd);
     }
     closedir(d);
-    return left;
+    return all ? left : -1;
 }
 
 // ---- what is in force -----------------------------------------------------------------------------------------------

@@ -25,7 +25,8 @@ struct process_fds {
 };
 
 int process_start(const struct vm_spec *spec, const struct process_fds *fds, struct process *ret, struct err *err);
-// By pid and start time. 0: opened; 1: no such process any more.
+// By pid and start time. 0: opened; 1: gone (no such process, another start time, another name); -1 with errno: it cannot be
+// told, for want of descriptors or memory, and may well live.
 int process_open(pid_t outer, uint64_t outer_start, pid_t pid, uint64_t start, const char *id, struct process *ret);
 void process_kill(const struct process *p);
 // Kills and waits for both, reaps ours. 0, or -1 when something is left after timeout_ms.
@@ -34,7 +35,8 @@ int process_end(struct process *p, int timeout_ms);
 int process_exit_status(struct process *p);
 void process_close(struct process *p);
 uint64_t process_start_time(pid_t pid); // 0: no such process
-// Kills every process whose command line names id as ours does. Number still alive after timeout_ms.
+// Kills every process whose command line names id as ours does. Number still alive after timeout_ms; -1: not all could be
+// looked at.
 int process_end_named(const char *id, int timeout_ms);
 json_t *process_isolation(const struct process *p);
 void process_usage(const struct process *p, uint64_t *ret_cpu_ms, uint64_t *ret_rss_bytes);

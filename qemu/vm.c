@@ -133,17 +133,30 @@ static void detach(void *arg)
 }
 
 static int begin(struct vm *vm, struct err *err)
+static bool no_descriptors(int error)
+{
+    return error == EMFILE || error == ENFILE;
+}
+
 {
     struct attach *a = calloc(1, sizeof *a);
     if (!a)
         return err_sys(err, ENOMEM, "attaching a VM");
-    *a = (struct attach){vm, fd_unix_connect(vm->run_dirfd, "qmp"), fd_unix_connect(vm->run_dirfd, "console")};
-    if (loop_post(vm->loop, attach, a) == 0)
+    a->vm = vm;
+    errno = 0;
+    a->qmp_fd = fd_unix_connect(vm->run_dirfd, "qmp");
+    a->console_fd = a->qmp_fd >= 0 || !no_descriptors(errno) ? fd_unix_connect(vm->run_dirfd, "console") : -1;
+    int why = 0;
+    if ((a->qmp_fd < 0 || a->console_fd < 0) && no_descriptors(errno)) // without a monitor nobody could stop it nor save it
+        why = errno;
+    else if (loop_post(vm->loop, attach, a) != 0)
+        why = ENOMEM;
+    if (why == 0)
         return 0;
     fd_close(&a->qmp_fd);
     fd_close(&a->console_fd);
     free(a);
-    return err_sys(err, ENOMEM, "attaching a VM");
+    return err_sys(err, why, "attaching a VM");
 }
 
 // ---- launch -----------------------------------------------------------------------------------------------------
@@ -225,18 +238,20 @@ struct vm *vm_launch(const struct vm_spec *spec, struct loop *loop, const struct
 }
 
 // ---- adoption ---------------------------------------------------------------------------------------------------
-static void host_boot_id(char out[static 48])
+static int host_boot_id(char out[static 48])
 {
     CLEANUP_BUF struct buf b = BUF_INIT(64);
     out[0] = 0;
-    if (fd_read_file(AT_FDCWD, "/proc/sys/kernel/random/boot_id", &b) == 0)
-        snprintf(out, 48, "%.36s", buf_text(&b));
+    if (fd_read_file(AT_FDCWD, "/proc/sys/kernel/random/boot_id", &b) != 0)
+        return -1;
+    snprintf(out, 48, "%.36s", buf_text(&b));
+    return 0;
 }
 
 json_t *vm_runtime(const struct vm *vm)
 {
     char boot_id[48];
-    host_boot_id(boot_id);
+    (void)host_boot_id(boot_id);
     return json_pack("{s:i, s:I, s:i, s:I, s:s, s:s, s:i, s:s, s:b}", "outer", (int)vm->process.outer, "outer_start",
                      (json_int_t)vm->process.outer_start, "pid", (int)vm->process.pid, "start",
                      (json_int_t)vm->process.start, "accel", vm_accel_name(vm->accel), "boot_id", boot_id, "uid",
@@ -261,7 +276,10 @@ enum vm_adopt_verdict vm_adopt(const json_t *runtime, const char *id, int run_di
                                const struct vm_callbacks *cb, void *arg, struct vm **ret_vm, struct err *err)
 {
     char boot_id[48];
-    host_boot_id(boot_id);
+    if (host_boot_id(boot_id) != 0) {
+        err_sys(err, errno, "reading the host's boot id");
+        return VM_ADOPT_FAILED;
+    }
     const char *theirs = json_get_str(runtime, "boot_id"), *accel = json_get_str(runtime, "accel");
     if (!theirs || strcmp(theirs, boot_id) != 0)
         return VM_ADOPT_HOST_REBOOTED;
@@ -272,10 +290,14 @@ enum vm_adopt_verdict vm_adopt(const json_t *runtime, const char *id, int run_di
     snprintf(vm->hostname, sizeof vm->hostname, "%s", id);
     vm->ram_is_file = json_is_true(json_object_get(runtime, "ram_file"));
     vm->accel = accel && strcmp(accel, "kvm") == 0 ? VM_ACCEL_KVM : VM_ACCEL_TCG;
-    if (open_by_runtime(runtime, id, &vm->process) != 0) {
+    const int gone = open_by_runtime(runtime, id, &vm->process);
+    if (gone != 0) {
+        if (gone > 0)
+            err_set(err, ERR_TRANSPORT_FAILED, "vm_gone", "the virtual machine has ended");
+        else
+            err_sys(err, errno, "looking for a VM's process");
         vm_destroy(vm);
-        err_set(err, ERR_TRANSPORT_FAILED, "vm_gone", "the virtual machine has ended");
-        return VM_ADOPT_GONE;
+        return gone > 0 ? VM_ADOPT_GONE : VM_ADOPT_FAILED;
     }
     vm->process.uid = (uid_t)json_get_int(runtime, "uid", 0);
     *ret_vm = vm;
@@ -296,12 +318,14 @@ int vm_end_stray(const json_t *runtime, const char *id, const char *cgroup_paren
         (void)process_end(&p, END_TIMEOUT_MS);
         process_close(&p);
     }
-    int left = process_end_named(id, END_TIMEOUT_MS);
-    if (strcmp(name_of(runtime, id), id) != 0)
-        left += process_end_named(name_of(runtime, id), END_TIMEOUT_MS);
-    if (left == 0)
+    const int left = process_end_named(id, END_TIMEOUT_MS);
+    const int pooled = strcmp(name_of(runtime, id), id) != 0 ? process_end_named(name_of(runtime, id), END_TIMEOUT_MS) : 0;
+    if (left == 0 && pooled == 0)
         return 0;
-    return err_set(err, ERR_CLEANUP_FAILED, "process_left", "%d processes of the sandbox could not be ended", left);
+    if (left < 0 || pooled < 0)
+        return err_set(err, ERR_CLEANUP_FAILED, "process_left", "the host's processes could not all be looked at");
+    return err_set(err, ERR_CLEANUP_FAILED, "process_left", "%d processes of the sandbox could not be ended",
+                   left + pooled);
 }
 
 // ---- waiting ----------------------------------------------------------------------------------------------------

@@ -158,9 +158,10 @@ enum vm_adopt_verdict { VM_ADOPTED = 0, VM_ADOPT_GONE = 1 /* no such process */,
 // and holds it. Nothing is called back before vm_connect, so that the owner can put *ret_vm where its callbacks look.
 enum vm_adopt_verdict vm_adopt(const json_t *runtime, const char *id, int run_dirfd, struct loop *loop,
                                const struct vm_callbacks *cb, void *arg, struct vm **ret_vm, struct err *err);
+// VM_ADOPT_FAILED: it may well live, but cannot be looked at or held now (descriptors, memory): nobody must take it for gone.
 
 // Connects an adopted VM, resumes one that is stopped for no reason (not paused); the session comes by callbacks as after
-// launch. 0, or -1: nothing will be called back.
+// launch. 0, or -1: nothing will be called back, and the VM is as it was.
 int vm_connect(struct vm *vm, bool paused, struct err *err);
 
 // Ends what an earlier server left of a VM (QEMU, jail, cgroup), by pid + start time. For half-made launches whose

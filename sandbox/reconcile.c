@@ -158,6 +158,8 @@ static void adopt_running(struct sandbox *s)
     const enum vm_adopt_verdict v = adopt_vm(s, runtime, &err);
     if (v != VM_ADOPTED) {
         log_warn("sandbox %s: not adopted: %s %s", s->id, err.detail, err.internal);
+        if (v == VM_ADOPT_FAILED) // it may well run: a later start can tell
+            return;
         gone_while_down(s, v, runtime);
         return;
     }
@@ -252,6 +254,10 @@ static void redo_wake(struct sandbox *s, struct job_row *job, const struct admis
     CLEANUP_JSON json_t *runtime = runtime_of(s);
     const bool ran = job && strcmp(job->stage, "agent") == 0;
     const enum vm_adopt_verdict v = ran ? adopt_vm(s, runtime, &err) : VM_ADOPT_GONE;
+    if (v == VM_ADOPT_FAILED) { // for a later start
+        log_warn("sandbox %s: not adopted: %s %s", s->id, err.detail, err.internal);
+        return;
+    }
     struct op *op = v == VM_ADOPTED ? op_new("resume", wake_resume, a, 200, NULL) : NULL;
     if (op) {
         op->job = *job;
@@ -290,6 +296,10 @@ static void resume_create(struct sandbox *s, struct job_row *job, const struct a
     // One that continues from a state and had not come to its last stage may not even have loaded it.
     const bool loaded = !continues(s) || strcmp(job->stage, "agent") == 0;
     const enum vm_adopt_verdict v = loaded ? adopt_vm(s, runtime, &err) : VM_ADOPT_GONE;
+    if (v == VM_ADOPT_FAILED) { // for a later start
+        log_warn("sandbox %s: not adopted: %s %s", s->id, err.detail, err.internal);
+        return;
+    }
     struct op *op = v == VM_ADOPTED ? op_new(start ? "start" : "create", create_resume, a, start ? 200 : 201, NULL) : NULL;
     if (op) {
         op->job = *job;

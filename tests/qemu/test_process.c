@@ -14,6 +14,7 @@
 #include <signal.h>
 #include <spawn.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -175,6 +176,37 @@ static void all_of_a_name_are_ended(void **state)
     assert_int_equal(reap(other), 1);
 }
 
+// With too few descriptors a look fails; that is no end of the process.
+static void a_look_that_fails_is_no_end(void **state)
+{
+    struct process p;
+    struct rlimit all, few;
+    int keep, found = -1, spare = 0;
+    const pid_t pid = start("-name", ID, &keep);
+    const uint64_t start_time = process_start_time(pid);
+    const int before = fd_count_open(), lowest = fcntl(0, F_DUPFD_CLOEXEC, 3);
+    close(lowest);
+    assert_int_equal(getrlimit(RLIMIT_NOFILE, &all), 0);
+    few = all;
+    for (; spare < 6 && found != 0; spare++) {
+        few.rlim_cur = (rlim_t)(lowest + spare);
+        assert_int_equal(setrlimit(RLIMIT_NOFILE, &few), 0);
+        found = process_open(pid, start_time, pid, start_time, ID, &p);
+        const int why = errno;
+        const int ended_now = found != 0 && spare < 2 ? process_end_named(ID, 1000) : -1; // none left for its directory and a look
+        assert_int_equal(setrlimit(RLIMIT_NOFILE, &all), 0);
+        assert_int_equal(ended_now, -1);
+        assert_true(found == 0 || (found == -1 && why == EMFILE && p.pidfd == -1 && p.outer_pidfd == -1));
+    }
+    assert_int_equal(found, 0);
+    assert_true(spare > 2);
+    process_close(&p);
+    assert_int_equal(fd_count_open(), before);
+    assert_int_equal(kill(pid, 0), 0);
+    close(keep);
+    reap(pid);
+}
+
 static void isolation_is_read_back(void **state)
 {
     const struct process self = {.pid = getpid()}, none = {.pid = 0x7fffffff};
@@ -216,6 +248,7 @@ int main(void)
         cmocka_unit_test(an_end_kills_and_waits),
         cmocka_unit_test(our_own_child_is_reaped),
         cmocka_unit_test(all_of_a_name_are_ended),
+        cmocka_unit_test(a_look_that_fails_is_no_end),
         cmocka_unit_test(isolation_is_read_back),
         cmocka_unit_test(usage_is_read),
     };

@@ -2,7 +2,10 @@
 // Longer than 600 lines: one VM with one stand-in from its adoption to its end; the monitor has test_vm_qmp.c.
 #include "stand_in.h"
 
+#include <errno.h>
+#include <fcntl.h>
 #include <signal.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -83,6 +86,34 @@ static void a_process_that_ended_is_gone(void **state)
     stand_in_reap(s);
     assert_int_equal(stand_in_try(s, &err), VM_ADOPT_GONE);
     finish(s);
+}
+
+// A server that starts with few descriptors left does not take a VM for gone.
+static void a_look_that_fails_is_no_end(void **state)
+{
+    struct stand_in *s = stand_in_new();
+    struct rlimit all, few;
+    int v = VM_ADOPT_FAILED, spare = 0;
+    const int lowest = fcntl(s->dirfd, F_DUPFD_CLOEXEC, 3);
+    close(lowest);
+    assert_int_equal(getrlimit(RLIMIT_NOFILE, &all), 0);
+    few = all;
+    for (; spare < 12 && v == VM_ADOPT_FAILED; spare++) {
+        struct err err = {0};
+        few.rlim_cur = (rlim_t)(lowest + spare);
+        assert_int_equal(setrlimit(RLIMIT_NOFILE, &few), 0);
+        v = stand_in_try(s, &err);
+        assert_int_equal(setrlimit(RLIMIT_NOFILE, &all), 0);
+        assert_true(v == VM_ADOPTED || err.sys_errno == EMFILE);
+        if (v != VM_ADOPTED) { // also one that could be held, and not spoken with
+            vm_free(s->vm);
+            s->vm = NULL;
+        }
+    }
+    assert_int_equal(v, VM_ADOPTED);
+    assert_true(spare > 4);
+    assert_int_equal(kill(s->pid, 0), 0);
+    stand_in_free(s);
 }
 
 static void a_second_server_goes_on_where_the_first_left(void **state)
@@ -628,3 +659,5 @@ int main(void)
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
+        cmocka_unit_test(a_look_that_fails_is_no_end),
+        cmocka_unit_test(a_clock_far_off_is_not_set),
