@@ -89,7 +89,7 @@ struct vm *vm_launch(const struct vm_spec *spec, struct loop *loop, const struct
 
 // ---- continuing from a saved state ----------------------------------------------------------------------------------
 // Loads device state into a VM that was launched with `incoming`; the guest does not run yet. state_fd is read from its
-// offset. Errors: conflict/snapshot_mismatch (QEMU refuses the state), timeout, transport_failed.
+// offset. Errors: snapshot_mismatch with the field `state` (QEMU refuses it), timeout, transport_failed.
 int vm_restore(struct vm *vm, int state_fd, int timeout_ms, struct err *err);
 // Stops and continues the virtual CPUs. A paused VM is sent no pings. vm_resume also lets a restored one run.
 int vm_pause(struct vm *vm, struct err *err);

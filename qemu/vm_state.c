@@ -126,7 +126,8 @@ static int migration(struct vm *vm, struct err *err)
         return 1;
     if (!status || (strcmp(status, "failed") != 0 && strcmp(status, "cancelled") != 0))
         return 0;
-    return err_set(err, ERR_CONFLICT, "snapshot_mismatch", "QEMU refused the saved state");
+    err_set(err, ERR_SNAPSHOT_MISMATCH, "snapshot_mismatch", "QEMU refused the saved state");
+    return err_field(err, "state", "refused by QEMU");
 }
 
 int vm_restore(struct vm *vm, int state_fd, int timeout_ms, struct err *err)

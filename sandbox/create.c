@@ -66,11 +66,11 @@ static const char *failure_reason(const struct err *err)
     return *err->code ? err->code : err_kind_name(err->kind);
 }
 
-// A restore that was refused before anything began leaves no sandbox.
+// A restore that was refused before the guest ran leaves no sandbox; what was launched for it has ended (launch_undo).
 static bool refused(struct launch *l, const struct err *why)
 {
     struct err err = {0};
-    if (l->kind != LAUNCH_RESTORE || l->vm || why->kind != ERR_SNAPSHOT_MISMATCH)
+    if (l->kind != LAUNCH_RESTORE || l->ran || why->kind != ERR_SNAPSHOT_MISMATCH)
         return false;
     CLEANUP_JSON json_t *report = json_pack("{s:[],s:[],s:[]}", "erased", "retained", "failed");
     if (sandbox_erase(l->s, report, true, &err) != 0)
