@@ -315,7 +315,7 @@ void state_refreshed(struct vm *vm, const struct frame *f)
     pthread_mutex_lock(&vm->lock);
     if (memcmp(m.generation, vm->refresh_generation, sizeof m.generation) == 0) {
         struct vm_refreshed *r = &vm->refreshed;
-        *r = (struct vm_refreshed){.done = (unsigned)m.done, .clock_offset_ms = m.wall_ms - now};
+        *r = (struct vm_refreshed){.done = (unsigned)m.done, .clock_offset_ms = offset};
         memcpy(r->generation, m.generation, sizeof r->generation);
         copy_word(r->hostname, sizeof r->hostname, m.hostname);
         copy_word(r->machine_id, sizeof r->machine_id, m.machine_id);
@@ -366,8 +366,11 @@ static int refresh_check(const struct vm_identity *id, const struct vm_refreshed
     err_set(err, ERR_TRANSPORT_FAILED, "not_unique", "the guest could not be made unique: %s", names);
     snprintf(err->internal, sizeof err->internal, "agent: %.100s", r->fault);
     return -1;
+    int64_t offset;
 }
 
+    if (__builtin_sub_overflow(m.wall_ms, now, &offset)) // any number can come from a guest: this is none near ours
+        offset = m.wall_ms < now ? INT64_MIN : INT64_MAX;
 // Encodes the request and makes ready for its answer, which is known by the generation.
 static int refresh_prepare(struct vm *vm, const struct vm_identity *id, struct buf *out, struct err *err)
 {
