@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "base/clock.h"
+#include "qemu/vm_int.h"
 
 #define DISK_IN_PAUSE (4u << 20)  // copied sooner than a job of QEMU's is made ready
 #define BUFFER_SLACK (8u << 20) // what a guest may dirty between the look and the stop without a second mapping
@@ -165,6 +166,8 @@ int vm_capture(struct vm *vm, const struct capture_spec *spec, struct capture *r
         failed = buffer_make(&c, bytes + bytes / 8, bytes, err);
     if (!failed)
         failed = prepare_disk(vm, spec, was_paused, &c, err);
+    if (!failed && spec->go_on) // one that ends or goes cold may use up what is left
+        failed = vm_save_room(vm, err);
     step(spec, "stop");
     const int64_t t = clock_mono_us();
     if (!failed) // also one that stands still: what is copied must not change, whoever said that it does
@@ -173,7 +176,7 @@ int vm_capture(struct vm *vm, const struct capture_spec *spec, struct capture *r
     if (!failed) {
         failed = in_pause(vm, &g, spec, &c, err);
         step(spec, "cont");
-        if (spec->go_on && !was_paused && vm_resume(vm, failed ? &cont_err : err) != 0)
+        if (spec->go_on && !was_paused && vm_go(vm, failed ? &cont_err : err) != 0)
             failed = -1;
         c.paused_us = clock_mono_us() - t;
     }

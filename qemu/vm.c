@@ -47,7 +47,7 @@ static struct vm *vm_new(const char *id, int run_dirfd, struct loop *loop, const
     vm->cb = cb;
     vm->arg = arg;
     vm->run_dirfd = dir;
-    vm->qmp_fd = vm->console_fd = vm->early_fds[0] = vm->early_fds[1] = -1;
+    vm->state_fd = vm->qmp_fd = vm->console_fd = vm->early_fds[0] = vm->early_fds[1] = -1;
     vm->reconnect_ms = RECONNECT_MS;
     vm->process = (struct process){.outer = -1, .pid = -1, .outer_pidfd = -1, .pidfd = -1, .stderr_fd = -1};
     atomic_store(&vm->next_id, (unsigned long long)clock_wall_ms() << 14); // below 2^56 until the year 2109
@@ -62,6 +62,7 @@ static void vm_destroy(struct vm *vm)
     channel_destroy(&vm->bulk);
     process_close(&vm->process);
     fd_close(&vm->run_dirfd);
+    fd_close(&vm->state_fd);
     fd_close(&vm->qmp_fd);
     fd_close(&vm->console_fd);
     fd_close(&vm->early_fds[0]);
@@ -132,12 +133,12 @@ static void detach(void *arg)
     pthread_mutex_unlock(&vm->lock);
 }
 
-static int begin(struct vm *vm, struct err *err)
 static bool no_descriptors(int error)
 {
     return error == EMFILE || error == ENFILE;
 }
 
+static int begin(struct vm *vm, struct err *err)
 {
     struct attach *a = calloc(1, sizeof *a);
     if (!a)
@@ -286,7 +287,7 @@ enum vm_adopt_verdict vm_adopt(const json_t *runtime, const char *id, int run_di
     struct vm *vm = vm_new(name_of(runtime, id), run_dirfd, loop, cb, arg, err);
     if (!vm)
         return VM_ADOPT_FAILED;
-    vm->adopted = true;
+    vm->adopted = vm->states_left = true;
     snprintf(vm->hostname, sizeof vm->hostname, "%s", id);
     vm->ram_is_file = json_is_true(json_object_get(runtime, "ram_file"));
     vm->accel = accel && strcmp(accel, "kvm") == 0 ? VM_ACCEL_KVM : VM_ACCEL_TCG;

@@ -137,8 +137,14 @@ void vm_rebind(struct vm *vm, const struct vm_callbacks *cb, void *arg);
 // Lowest scheduling priority, or back to normal, for all of QEMU's threads: best effort.
 void vm_background(struct vm *vm, bool on);
 
-// Device state of a stopped VM into a file (written from its start). Blocking.
+#define VM_STATE_MAX (64u << 20) // device state is some 20 KiB; KVM adds little
+// Device state of a stopped VM into a file (written from its start). Blocking. Errors: transport_failed, …/device_state
+// (more than VM_STATE_MAX), timeout. As long as the VM stands still QEMU keeps one descriptor for it, however often it is
+// saved; vm_resume takes it back.
 int vm_save_state(struct vm *vm, int fd, int timeout_ms, struct err *err);
+// Whether QEMU has room to save a VM that goes on; what it was given and could not give back counts. Errors:
+// unavailable/state_descriptors.
+int vm_save_room(struct vm *vm, struct err *err);
 // Once the VM runs again: what vm_save_state gave to QEMU is closed there.
 void vm_save_done(struct vm *vm);
 // QEMU's process and what its memory is, for ram.h.
@@ -152,13 +158,13 @@ const char *vm_name(const struct vm *vm);
 // Valid after vm_launch.
 json_t *vm_runtime(const struct vm *vm);
 
+// VM_ADOPT_FAILED: it may well live, but cannot be looked at or held now (descriptors, memory): nobody must take it for gone.
 enum vm_adopt_verdict { VM_ADOPTED = 0, VM_ADOPT_GONE = 1 /* no such process */, VM_ADOPT_HOST_REBOOTED = 2,
                         VM_ADOPT_FAILED = 3 };
 // Takes over a VM that an earlier server started: checks pid, start time and identity (a recycled pid is not ours),
 // and holds it. Nothing is called back before vm_connect, so that the owner can put *ret_vm where its callbacks look.
 enum vm_adopt_verdict vm_adopt(const json_t *runtime, const char *id, int run_dirfd, struct loop *loop,
                                const struct vm_callbacks *cb, void *arg, struct vm **ret_vm, struct err *err);
-// VM_ADOPT_FAILED: it may well live, but cannot be looked at or held now (descriptors, memory): nobody must take it for gone.
 
 // Connects an adopted VM, resumes one that is stopped for no reason (not paused); the session comes by callbacks as after
 // launch. 0, or -1: nothing will be called back, and the VM is as it was.

@@ -46,6 +46,10 @@ struct vm {
     struct vm_frozen frozen_said;
     bool refreshed_came;
     uint8_t refresh_generation[16];
+    // Of whoever saves or resumes, who exclude each other.
+    int state_fd;                // what QEMU saves its state into, kept as long as the VM stands still; -1
+    int64_t state_fdset;
+    bool states_left;            // QEMU may have others: of an earlier server, or of a save that failed
     struct vm_refreshed refreshed;
     struct err fatal;
     struct qmp_call *calls;
@@ -84,6 +88,7 @@ void session_hold(struct vm *vm);             // connects, says nothing: the gue
 void session_close(struct vm *vm);
 // vm_state.c
 void vm_fds_close(struct vm *vm, const char *opaque); // takes back what was given under that name
+int vm_go(struct vm *vm, struct err *err);            // vm_resume without vm_save_done
 void state_frozen(struct vm *vm, const struct frame *f);    // loop
 void state_refreshed(struct vm *vm, const struct frame *f); // loop
 void state_session_lost(struct vm *vm);                     // loop
@@ -91,12 +96,12 @@ void state_session_lost(struct vm *vm);                     // loop
 void qmp_connect(struct vm *vm, int fd_stolen);
 void qmp_close(struct vm *vm);
 void qmp_send(struct vm *vm, const char *command); // any thread; not waiting for the answer
+void qmp_go_on(struct vm *vm, bool or_stop);  // `cont` unless its owner has paused it; then `stop`, or nothing
 void qmp_drain(struct vm *vm);                // what has come so far
 void console_connect(struct vm *vm, int fd_stolen);
 void console_close(struct vm *vm);
 void stderr_tell(struct vm *vm);
 // vm.c: any thread.
-void qmp_go_on(struct vm *vm, bool or_stop);  // `cont` unless its owner has paused it; then `stop`, or nothing
 void vm_note_fatal(struct vm *vm, const struct err *err);
 void vm_note_ready(struct vm *vm);
 

@@ -22,6 +22,7 @@
 #define QMP_MS 10000
 #define BACKGROUND_NICE 19
 #define STATE_OPAQUE "airlock-state"
+#define STATES_LEFT_MAX 64 // of the 256 descriptors of process.c, that a VM holds until it runs again
 
 // Waits for vm->changed, which broadcasts; false when the time is up. Under vm->lock.
 static bool wait_changed(struct vm *vm, int64_t deadline_mono_ms)
@@ -106,11 +107,20 @@ static int begin_session(struct vm *vm, struct buf *first, struct err *err)
     return 0;
 }
 
-int vm_resume(struct vm *vm, struct err *err)
+int vm_go(struct vm *vm, struct err *err)
 {
     if (begin_session(vm, NULL, err) != 0 || ask(vm, "cont", NULL, QMP_MS, err) != 0)
         return -1;
     set_paused(vm, false);
+    return 0;
+}
+
+int vm_resume(struct vm *vm, struct err *err)
+{
+    if (vm_go(vm, err) != 0)
+        return -1;
+    if (vm->state_fd >= 0 || vm->states_left)
+        vm_save_done(vm);
     return 0;
 }
 
@@ -156,31 +166,75 @@ static int copy_state(int from, int to, struct err *err)
     off_t at = 0;
     if (fstat(from, &st) != 0)
         return err_sys(err, errno, "reading device state");
+    if (st.st_size > VM_STATE_MAX) // it could not be loaded either, and what QEMU writes must not fill the host's disk
+        return err_set(err, ERR_TRANSPORT_FAILED, "device_state", "the sandbox's device state is of more than %u MiB",
+                       VM_STATE_MAX >> 20);
     while (at < st.st_size)
         if (sendfile(to, from, &at, (size_t)(st.st_size - at)) <= 0)
             return err_sys(err, errno, "writing device state");
     return 0;
 }
 
-// By way of a file in memory: QEMU closes a descriptor that it was given only while the guest runs (monitor/fds.c), and has no
-// business with what is kept.
-int vm_save_state(struct vm *vm, int fd, int timeout_ms, struct err *err)
+static int reopen(int fd, int flags)
 {
     char path[64];
+    snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+    return fd < 0 ? -1 : open(path, flags | O_CLOEXEC);
+}
+
+static int give_state_file(struct vm *vm, int timeout_ms, struct err *err)
+{
     CLEANUP_FD int memory = memfd_create("airlock-state", MFD_CLOEXEC);
-    // Opened again: QEMU matches access modes, and wants to write only.
-    snprintf(path, sizeof path, "/proc/self/fd/%d", memory);
-    CLEANUP_FD int out = memory < 0 ? -1 : open(path, O_WRONLY | O_CLOEXEC);
+    CLEANUP_FD int out = reopen(memory, O_WRONLY); // QEMU matches access modes, and wants to write only
     if (out < 0)
         return err_sys(err, errno, "making a file for device state");
     CLEANUP_JSON json_t *set = vm_qmp_fd(vm, "add-fd", json_pack("{s:s}", "opaque", STATE_OPAQUE), out, timeout_ms, err);
-    if (!set)
+    if (!set) {
+        vm->states_left = true; // it may have come, and only the answer not
         return -1;
-    const json_int_t id = json_integer_value(json_object_get(set, "fdset-id"));
-    snprintf(path, sizeof path, "/dev/fdset/%lld", (long long)id);
+    }
+    vm->state_fdset = json_integer_value(json_object_get(set, "fdset-id"));
+    vm->state_fd = fd_steal(&out);
+    return 0;
+}
+
+// By way of a file in memory, as QEMU has no business with what is kept. It closes a descriptor that it was given only while the
+// guest runs (monitor/fds.c), so a VM that stands still is saved into the same one each time: they share the position.
+int vm_save_state(struct vm *vm, int fd, int timeout_ms, struct err *err)
+{
+    char path[64];
+    if (vm->state_fd < 0 && give_state_file(vm, timeout_ms, err) != 0)
+        return -1;
+    CLEANUP_FD int memory = reopen(vm->state_fd, O_RDONLY);
+    if (memory < 0 || ftruncate(vm->state_fd, 0) != 0 || lseek(vm->state_fd, 0, SEEK_SET) != 0)
+        return err_sys(err, errno, "opening a file for device state");
+    snprintf(path, sizeof path, "/dev/fdset/%lld", (long long)vm->state_fdset);
     // live=false: the drives stay active, because this VM goes on.
-    const int failed = ask(vm, "xen-save-devices-state", json_pack("{s:s, s:b}", "filename", path, "live", 0), timeout_ms, err);
-    return failed ? -1 : copy_state(memory, fd, err);
+    if (ask(vm, "xen-save-devices-state", json_pack("{s:s, s:b}", "filename", path, "live", 0), timeout_ms, err) != 0) {
+        fd_close(&vm->state_fd); // it may be written to yet: not the file of the next save
+        vm->states_left = true;
+        return -1;
+    }
+    const int failed = copy_state(memory, fd, err);
+    (void)!ftruncate(vm->state_fd, 0);
+    return failed;
+}
+
+int vm_save_room(struct vm *vm, struct err *err)
+{
+    size_t i, n = 0;
+    json_t *set;
+    if (vm->state_fd >= 0 || !vm->states_left)
+        return 0;
+    CLEANUP_JSON json_t *sets = vm_qmp(vm, "query-fdsets", NULL, QMP_MS, err);
+    if (!sets)
+        return -1;
+    json_array_foreach(sets, i, set)
+        n += json_array_size(json_object_get(set, "fds"));
+    if (n < STATES_LEFT_MAX)
+        return 0;
+    err_set(err, ERR_UNAVAILABLE, "state_descriptors", "the paused virtual machine has no room for another save");
+    return err_remedy(err, "resume the sandbox; it may be paused again at once");
 }
 
 // QEMU closes a descriptor that was taken back only while the guest runs: what was left is taken back again.
@@ -201,6 +255,8 @@ void vm_fds_close(struct vm *vm, const char *opaque)
 void vm_save_done(struct vm *vm)
 {
     vm_fds_close(vm, STATE_OPAQUE);
+    fd_close(&vm->state_fd);
+    vm->states_left = false;
 }
 
 pid_t vm_pid(const struct vm *vm)
@@ -310,8 +366,11 @@ void state_refreshed(struct vm *vm, const struct frame *f)
 {
     struct msg_refreshed m;
     const int64_t now = clock_wall_ms();
+    int64_t offset;
     if (msg_refreshed_decode(f->payload, f->length, &m) != 0)
         return;
+    if (__builtin_sub_overflow(m.wall_ms, now, &offset)) // any number can come from a guest: this is none near ours
+        offset = m.wall_ms < now ? INT64_MIN : INT64_MAX;
     pthread_mutex_lock(&vm->lock);
     if (memcmp(m.generation, vm->refresh_generation, sizeof m.generation) == 0) {
         struct vm_refreshed *r = &vm->refreshed;
@@ -366,11 +425,8 @@ static int refresh_check(const struct vm_identity *id, const struct vm_refreshed
     err_set(err, ERR_TRANSPORT_FAILED, "not_unique", "the guest could not be made unique: %s", names);
     snprintf(err->internal, sizeof err->internal, "agent: %.100s", r->fault);
     return -1;
-    int64_t offset;
 }
 
-    if (__builtin_sub_overflow(m.wall_ms, now, &offset)) // any number can come from a guest: this is none near ours
-        offset = m.wall_ms < now ? INT64_MIN : INT64_MAX;
 // Encodes the request and makes ready for its answer, which is known by the generation.
 static int refresh_prepare(struct vm *vm, const struct vm_identity *id, struct buf *out, struct err *err)
 {

@@ -250,6 +250,39 @@ def test_snapshot_of_paused(s):
     drop(s, snap)
 
 
+@harness.deadline(180)
+def test_snapshots_of_paused(s):
+    """A paused sandbox is saved as often as one likes: QEMU has one descriptor more meanwhile, none after a resume; it goes cold"""
+    box = s.create(resources={"vcpus": 1, "memory_mib": 128, "disk_mib": 64})["id"]
+    s.run(box, MARK)
+    pid = next(p for p, (folder, name) in harness.disks(s.state).items() if (folder, name) == ("sandboxes", box))
+    count = lambda: len(os.listdir(f"/proc/{pid}/fd"))  # noqa: E731
+    drop(s, snapshot(s, box)["id"])
+    before = count()
+    for n in (20, 2):
+        s.post(f"{BOX}/{box}/pause", expect=200)
+        for i in range(n):
+            snap = snapshot(s, box)["id"]
+            assert count() <= before + 1, f"{count() - before} descriptors more after {i + 1} snapshots"
+            if i < n - 1:
+                drop(s, snap)
+        other = restore(s, snap)["id"]  # the last is as good as the first
+        marked(s, other)
+        end(s, other)
+        drop(s, snap)
+        s.post(f"{BOX}/{box}/resume", expect=200)
+        assert count() == before, f"{count() - before} descriptors more after a resume"
+        marked(s, box)
+        drop(s, snapshot(s, box)["id"])
+        assert count() == before
+    s.post(f"{BOX}/{box}/pause", expect=200)
+    drop(s, snapshot(s, box)["id"])
+    assert s.post(f"{BOX}/{box}/cold", expect=200).json["state"] == "cold"
+    s.post(f"{BOX}/{box}/resume", expect=200)
+    marked(s, box)
+    end(s, box)
+
+
 @harness.deadline(120)
 def test_snapshot_and_stop(s):
     """stop: the source is stopped with its snapshot, its commands are killed; start boots from its disk"""

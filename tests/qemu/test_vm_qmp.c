@@ -1,6 +1,10 @@
 // QMP over a scripted monitor: calls find their answers, events have their consequences, what breaks fails the calls.
 #include "stand_in.h"
 
+#include <poll.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "qemu/qmp_parse.h"
@@ -358,6 +362,224 @@ static void events_that_mean_nothing_here_are_passed_over(void **state)
     stand_in_free(s);
 }
 
+// ---- saved state ------------------------------------------------------------------------------------------------------
+struct act {
+    pthread_t thread;
+    int (*fn)(struct act *);
+    struct vm *vm;
+    int fd, failed;
+    struct err err;
+};
+
+static int save(struct act *a) { return vm_save_state(a->vm, a->fd, PEER_MS, &a->err); }
+static int room(struct act *a) { return vm_save_room(a->vm, &a->err); }
+static int load(struct act *a) { return vm_restore(a->vm, a->fd, PEER_MS, &a->err); }
+static int stop(struct act *a) { return vm_pause(a->vm, &a->err); }
+static int go(struct act *a) { return vm_resume(a->vm, &a->err); }
+
+static void *run_act(void *arg)
+{
+    struct act *a = arg;
+    a->failed = a->fn(a);
+    return NULL;
+}
+
+static void act_begin(struct act *a, struct stand_in *s, int (*fn)(struct act *), int fd)
+{
+    *a = (struct act){.fn = fn, .vm = s->vm, .fd = fd};
+    assert_int_equal(pthread_create(&a->thread, NULL, run_act, a), 0);
+}
+
+static int act_end(struct act *a)
+{
+    assert_int_equal(pthread_join(a->thread, NULL), 0);
+    return a->failed;
+}
+
+// The descriptor that comes with a line; the line is left for stand_in_hear.
+static int take_fd(struct stand_in *s)
+{
+    union {
+        char room[CMSG_SPACE(sizeof(int))];
+        struct cmsghdr align;
+    } control = {0};
+    char text[1024];
+    struct iovec iov = {text, sizeof text};
+    struct msghdr m = {.msg_iov = &iov, .msg_iovlen = 1, .msg_control = control.room, .msg_controllen = sizeof control.room};
+    struct pollfd w = {.fd = s->qmp, .events = POLLIN};
+    int fd;
+    assert_int_equal(poll(&w, 1, PEER_MS), 1);
+    const ssize_t n = recvmsg(s->qmp, &m, MSG_CMSG_CLOEXEC);
+    assert_true(n > 0 && CMSG_FIRSTHDR(&m));
+    memcpy(&fd, CMSG_DATA(CMSG_FIRSTHDR(&m)), sizeof fd);
+    assert_true(buf_add(&s->qmp_in, text, (size_t)n));
+    return fd;
+}
+
+static void refuse(struct stand_in *s, long long id)
+{
+    char text[120];
+    snprintf(text, sizeof text, "{\"id\": %lld, \"error\": {\"class\": \"GenericError\", \"desc\": \"no\"}}", id);
+    stand_in_say(s, text);
+}
+
+static int file(void)
+{
+    const int fd = memfd_create("test", MFD_CLOEXEC);
+    assert_true(fd >= 0);
+    return fd;
+}
+
+static void hear_save(struct stand_in *s, const char *filename, int to, const char *state)
+{
+    CLEANUP_JSON json_t *o = stand_in_hear(s);
+    assert_string_equal(json_get_str(o, "execute"), "xen-save-devices-state");
+    assert_string_equal(json_get_str(json_object_get(o, "arguments"), "filename"), filename);
+    if (state)
+        assert_int_equal(fd_write_full(to, state, strlen(state)), 0);
+    state ? answer(s, json_get_int(o, "id", 0), "{}") : refuse(s, json_get_int(o, "id", 0));
+}
+
+static void holds(int fd, const char *state)
+{
+    char text[64] = "";
+    assert_int_equal(pread(fd, text, sizeof text - 1, 0), strlen(state));
+    assert_string_equal(text, state);
+    assert_int_equal(ftruncate(fd, 0) | (int)lseek(fd, 0, SEEK_SET), 0);
+}
+
+static void pause_vm(struct stand_in *s)
+{
+    struct act a;
+    act_begin(&a, s, stop, -1);
+    answer(s, hear(s, "stop"), "{}");
+    assert_int_equal(act_end(&a), 0);
+}
+
+// QEMU gives a descriptor back only while its guest runs: as long as it stands still it gets one, and no more.
+static void a_vm_that_stands_still_is_saved_into_one_file(void **state)
+{
+    static const char *const STATES[] = {"a first and long one", "the second", "3"};
+    struct stand_in *s = begin();
+    struct act a;
+    stand_in_greet(s);
+    pause_vm(s);
+    CLEANUP_FD int to = file();
+    CLEANUP_FD int theirs = -1;
+    for (int i = 0; i < 3; i++) {
+        act_begin(&a, s, save, to);
+        if (i == 0) {
+            theirs = take_fd(s);
+            answer(s, hear(s, "add-fd"), "{\"fdset-id\": 7, \"fd\": 20}");
+        }
+        hear_save(s, "/dev/fdset/7", theirs, STATES[i]);
+        assert_int_equal(act_end(&a), 0);
+        holds(to, STATES[i]);
+    }
+    // What failed may be written to yet.
+    act_begin(&a, s, save, to);
+    hear_save(s, "/dev/fdset/7", theirs, NULL);
+    assert_int_equal(act_end(&a), -1);
+    act_begin(&a, s, save, to);
+    fd_close(&theirs);
+    theirs = take_fd(s);
+    answer(s, hear(s, "add-fd"), "{\"fdset-id\": 8, \"fd\": 21}");
+    hear_save(s, "/dev/fdset/8", theirs, "of another file");
+    assert_int_equal(act_end(&a), 0);
+    holds(to, "of another file");
+    // All of it goes when it runs.
+    act_begin(&a, s, go, -1);
+    answer(s, hear(s, "cont"), "{}");
+    answer(s, hear(s, "query-fdsets"), "[{\"fdset-id\": 7, \"fds\": [{\"fd\": 20, \"opaque\": \"airlock-state\"}]}, {\"fdset-id\": 1, "
+                                       "\"fds\": [{\"fd\": 3}]}, {\"fdset-id\": 8, \"fds\": [{\"fd\": 21, \"opaque\": \"airlock-state\"}]}]");
+    answer(s, hear(s, "remove-fd"), "{}");
+    answer(s, hear(s, "remove-fd"), "{}");
+    assert_int_equal(act_end(&a), 0);
+    assert_int_equal(room(&a), 0); // nobody is asked
+    stand_in_free(s);
+}
+
+// Of servers that were killed while they saved it, or of saves that failed.
+static void what_is_left_in_a_vm_is_bounded(void **state)
+{
+    struct stand_in *s = begin();
+    struct act a;
+    stand_in_greet(s);
+    for (int n = 63; n <= 64; n++) {
+        CLEANUP_JSON json_t *sets = json_array();
+        for (int i = 0; i < n; i++)
+            json_array_append_new(sets, json_pack("{s:i, s:[{s:i, s:s}]}", "fdset-id", i, "fds", "fd", 20 + i, "opaque",
+                                                  "airlock-state"));
+        act_begin(&a, s, room, -1);
+        CLEANUP_JSON json_t *reply = json_pack("{s:O, s:I}", "return", sets, "id", (json_int_t)hear(s, "query-fdsets"));
+        CLEANUP_FREE char *text = json_dumps(reply, JSON_COMPACT);
+        stand_in_say(s, text);
+        assert_int_equal(act_end(&a), n < 64 ? 0 : -1);
+    }
+    assert_int_equal(a.err.kind, ERR_UNAVAILABLE);
+    assert_string_equal(a.err.code, "state_descriptors");
+    stand_in_free(s);
+}
+
+static void a_state_without_end_is_not_kept(void **state)
+{
+    struct stand_in *s = begin();
+    struct act a;
+    struct stat st;
+    stand_in_greet(s);
+    pause_vm(s);
+    CLEANUP_FD int to = file();
+    act_begin(&a, s, save, to);
+    CLEANUP_FD int theirs = take_fd(s);
+    answer(s, hear(s, "add-fd"), "{\"fdset-id\": 0, \"fd\": 20}");
+    const long long id = hear(s, "xen-save-devices-state");
+    assert_int_equal(ftruncate(theirs, VM_STATE_MAX + 1), 0);
+    answer(s, id, "{}");
+    assert_int_equal(act_end(&a), -1);
+    assert_string_equal(a.err.code, "device_state");
+    assert_true(fstat(to, &st) == 0 && st.st_size == 0);
+    assert_true(fstat(theirs, &st) == 0 && st.st_size == 0); // nor in memory
+    stand_in_free(s);
+}
+
+static void a_refused_state_is_a_mismatch(void **state)
+{
+    struct stand_in *s = begin();
+    struct act a;
+    stand_in_greet(s);
+    CLEANUP_FD int from = file();
+    act_begin(&a, s, load, from);
+    answer(s, hear(s, "getfd"), "{}");
+    answer(s, hear(s, "migrate-incoming"), "{}");
+    answer(s, hear(s, "query-migrate"), "{\"status\": \"active\"}");
+    answer(s, hear(s, "query-migrate"), "{\"status\": \"failed\"}");
+    assert_int_equal(act_end(&a), -1);
+    assert_int_equal(a.err.kind, ERR_SNAPSHOT_MISMATCH);
+    assert_string_equal(a.err.code, "snapshot_mismatch");
+    assert_int_equal(strncmp(a.err.fields, "state\t", 6), 0);
+    stand_in_free(s);
+}
+
+// A VM that is paused while the host's disk is full is let go by its owner alone.
+static void a_full_disk_does_not_end_a_pause(void **state)
+{
+    struct stand_in *s = begin();
+    struct act a;
+    stand_in_greet(s);
+    stand_in_say(s, EVENT("BLOCK_IO_ERROR", "{\"nospace\": true, \"action\": \"stop\"}"));
+    notes_until(&s->notes, "io error paused 1");
+    pause_vm(s);
+    struct pollfd w = {.fd = s->qmp, .events = POLLIN};
+    assert_int_equal(poll(&w, 1, 1500), 0); // longer than it waits before it tries
+    act_begin(&a, s, go, -1);
+    answer(s, hear(s, "cont"), "{}");
+    answer(s, hear(s, "query-fdsets"), "[]");
+    assert_int_equal(act_end(&a), 0);
+    CLEANUP_JSON json_t *o = stand_in_hear(s); // and now it tries again
+    assert_string_equal(json_get_str(o, "execute"), "cont");
+    stand_in_free(s);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -375,6 +597,11 @@ int main(void)
         cmocka_unit_test(a_shutdown_of_the_guest_is_told_apart),
         cmocka_unit_test(last_words_are_heard),
         cmocka_unit_test(events_that_mean_nothing_here_are_passed_over),
+        cmocka_unit_test(a_vm_that_stands_still_is_saved_into_one_file),
+        cmocka_unit_test(what_is_left_in_a_vm_is_bounded),
+        cmocka_unit_test(a_state_without_end_is_not_kept),
+        cmocka_unit_test(a_refused_state_is_a_mismatch),
+        cmocka_unit_test(a_full_disk_does_not_end_a_pause),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
