@@ -144,12 +144,14 @@ void origin_forget(struct manager *m, const char *key)
 {
     pthread_mutex_lock(&m->origins.lock);
     struct origin *o = find(&m->origins, key);
-    if (o && o->state != ORIGIN_MAKING)
+    const bool making = o && o->state == ORIGIN_MAKING;
+    if (making)
+        o->forgotten = true;
+    else if (o)
         unlink_locked(&m->origins, o);
-    else
-        o = NULL;
     pthread_mutex_unlock(&m->origins.lock);
-    origin_unref(m, o);
+    if (!making)
+        origin_unref(m, o);
 }
 
 // Drops the least recently used one where those that nobody uses hold more than that.
@@ -278,7 +280,7 @@ static int claim(struct manager *m, const struct ask *a, struct origin **ret, st
     }
 }
 
-// The end of making: ready (one more reference for the caller), failed, or (keep_failed false) forgotten.
+// The end of making: ready (one more reference for the caller), failed, or (keep_failed false, or told meanwhile) forgotten.
 static void conclude(struct manager *m, struct origin *o, const struct err *err, bool keep_failed, bool want_ref)
 {
     struct origins *os = &m->origins;
@@ -292,12 +294,13 @@ static void conclude(struct manager *m, struct origin *o, const struct err *err,
         o->state = ORIGIN_FAILED;
         o->err = *err;
         o->retry_ms = clock_mono_ms() + RETRY_MS;
-        if (!keep_failed)
-            unlink_locked(os, o);
     }
+    const bool forget = o->forgotten || (err && !keep_failed);
+    if (forget)
+        unlink_locked(os, o);
     pthread_cond_broadcast(&os->changed);
     pthread_mutex_unlock(&os->lock);
-    if (err && !keep_failed)
+    if (forget)
         origin_unref(m, o);
 }
 
@@ -487,6 +490,18 @@ static void take_over(struct origin *to, struct origin *from)
     from->runs = (struct ram_runs){0};
 }
 
+// Looked at before its end: a delete that comes later finds the origin, whether it is still in the making or ready.
+static bool deleted_meanwhile(struct manager *m, const struct snapshot_row *row)
+{
+    struct snapshot_row now = {0};
+    struct err err = {0};
+    const int found = snapshot_get(m->store, row->tenant, row->id, &now, &err);
+    const bool gone = found != 0 || now.state != SNAPSHOT_READY;
+    if (found == 0)
+        snapshot_row_free(&now);
+    return gone;
+}
+
 int origin_snapshot(struct manager *m, const struct snapshot_row *row, struct origin **ret, struct err *err)
 {
     struct origin *o = NULL, *made = NULL;
@@ -500,6 +515,8 @@ int origin_snapshot(struct manager *m, const struct snapshot_row *row, struct or
     if (!failed) {
         take_over(o, made);
         *ret = o;
+        if (deleted_meanwhile(m, row))
+            origin_forget(m, row->id);
     }
     origin_unref(m, made);
     conclude(m, o, failed ? err : NULL, false, !failed);

@@ -22,6 +22,7 @@ struct origin {
     int refs;                          // under origins.lock; the cache itself holds one
     int pool_refs;                     // of them the pool's: it gives them up where the memory is needed
     enum origin_state state;
+    bool forgotten;                    // while it is made: it is for who waits for it, and does not stay in the cache
     char key[DIGEST_TEXT_MAX];         // template key or snapshot id; "" for a live fork: not in the cache
     char template_key[DIGEST_TEXT_MAX]; // what its pages differ from; "" for nothing
     char template_manifest[DIGEST_TEXT_MAX]; // and which making of it: the digest of its manifest
@@ -100,7 +101,7 @@ void origin_unref(struct manager *m, struct origin *o);        // accepts NULL
 // Its memory counts from here until its end, as that of a cached one does: with budget and gauges.
 void origin_count(struct manager *m, struct origin *o);
 void origin_put_done(struct origin *o);     // of one that is not shared
-// Takes it out of the cache (its users go on).
+// Takes it out of the cache (its users go on); one in the making when it is made.
 void origin_forget(struct manager *m, const char *key);
 // The same for the pool.
 struct origin *origin_pool_ref(struct manager *m, struct origin *o);
