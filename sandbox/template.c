@@ -325,14 +325,15 @@ static bool need_snapshot(void *arg, const struct snapshot_row *row)
     return true;
 }
 
-// What snapshots, live and cold sandboxes go back to.
+// What snapshots, live and cold sandboxes go back to. Sandboxes first: one that ends with its snapshot is seen as what it was,
+// or its snapshot is.
 static int list_bases(struct manager *m, json_t *needed, struct err *err)
 {
     size_t n;
-    if (snapshot_each_alive_all_tenants(m->store, need_snapshot, needed, err) != 0)
-        return -1;
     struct sandbox **all = registry_all(m, &n);
-    for (size_t i = 0; all && i < n; i++) {
+    if (!all)
+        return err_set(err, ERR_INTERNAL, "out_of_memory", "out of memory");
+    for (size_t i = 0; i < n; i++) {
         struct sandbox_info *view = sandbox_view(all[i]);
         CLEANUP_JSON json_t *o = view->row.origin_json ? json_loads(view->row.origin_json, 0, NULL) : NULL;
         if (view->row.state != SANDBOX_STOPPED && view->row.state != SANDBOX_FAILED) // which boot, if at all
@@ -341,7 +342,7 @@ static int list_bases(struct manager *m, json_t *needed, struct err *err)
         sandbox_unref(all[i]);
     }
     free(all);
-    return 0;
+    return snapshot_each_alive_all_tenants(m->store, need_snapshot, needed, err);
 }
 
 static int list_needed(struct manager *m, json_t *needed, struct err *err)
