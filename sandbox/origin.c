@@ -131,11 +131,14 @@ static struct origin *find(struct origins *os, const char *key)
     return NULL;
 }
 
+// Its memory counts on until its last user is gone (unref), who maps it.
 static void unlink_locked(struct origins *os, struct origin *o)
 {
     for (struct origin **at = &os->list; *at; at = &(*at)->next)
         if (*at == o) {
             *at = o->next;
+            o->counted_bytes = o->held_bytes;
+            os->unlisted_bytes += o->counted_bytes;
             return;
         }
 }

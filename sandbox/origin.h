@@ -37,7 +37,7 @@ struct origin {
     size_t put_mapped;
     struct origin *base;               // whose memory it maps; a reference, or NULL
     struct ram_hold hold;              // of a template
-    uint64_t counted_bytes;            // of one that is not in the cache: origin_count
+    uint64_t counted_bytes;            // of one that is not in the cache, or not any more
     struct saved_signature signature;  // of its directory when it was checked
     struct saved_signature base_signature; // and of its template's, where it is no template itself
     int64_t used_ms;                   // monotonic
@@ -53,7 +53,7 @@ struct origins {
     struct origin *list;
     struct template_build *builds;     // under way (template.c)
     int templates_dirfd;
-    uint64_t unlisted_bytes;           // of origins that are not in the list
+    uint64_t unlisted_bytes;           // of origins that are not in the list: never in it, or out of it but in use
     uint64_t made, loaded, evicted;    // for gauges
 };
 
