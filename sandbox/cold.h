@@ -46,7 +46,13 @@ struct moment {
 int moment_take(struct sandbox *s, int state_fd, int disk_to_fd, bool go_on, struct moment *ret, struct err *err);
 void moment_free(struct moment *mo);
 // Whether the host's disk takes so many bytes more and keeps its reserve. unavailable/disk_full.
+// What is promised to others is not there.
 int room_for(struct manager *m, uint64_t bytes, struct err *err);
+// The same, and no other counts on it until it is given back: when it is written, or will not be.
+int room_promise(struct manager *m, uint64_t bytes, struct err *err);
+void room_give(struct manager *m, uint64_t bytes);
+// What a copy of a disk takes at most: its allocated bytes, as not every filesystem shares them. 0: there is none.
+uint64_t room_of_disk(int dirfd, const char *path);
 
 void cold_run(struct sandbox *s, struct op *op);
 void expire_cold_run(struct sandbox *s, struct op *op);        // … and where that fails stopped: it does not outlive its ttl

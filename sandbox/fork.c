@@ -42,8 +42,10 @@ struct fork_group {
     unsigned reserved_mib;         // each, until its sandbox has taken it over
     bool admitted;
     int64_t t0_us;
+    uint64_t copy_bytes;           // of the disk
     pthread_mutex_t lock;
     unsigned left;                 // children under way
+    unsigned copies;               // of the disk that the host's has promised room for, and are not made yet
 };
 
 static void group_free(struct fork_group *g)
@@ -62,8 +64,31 @@ static void group_free(struct fork_group *g)
     free(g);
 }
 
+// Room for the disk of the moment, where it is not a snapshot's, and each child's. Before anything is made.
+static int copies_promise(struct fork_group *g, int dirfd, const char *path, struct err *err)
+{
+    const unsigned n = g->of_snapshot ? g->n : g->n + 1;
+    const uint64_t bytes = room_of_disk(dirfd, path);
+    if (room_promise(g->m, bytes * n, err) != 0)
+        return -1;
+    g->copy_bytes = bytes;
+    g->copies = n;
+    return 0;
+}
+
+// They take their room themselves now, or will not be made.
+static void copies_made(struct fork_group *g, unsigned n)
+{
+    pthread_mutex_lock(&g->lock);
+    n = n < g->copies ? n : g->copies;
+    g->copies -= n;
+    pthread_mutex_unlock(&g->lock);
+    room_give(g->m, g->copy_bytes * n);
+}
+
 static void group_answer(struct fork_group *g, const struct err *err)
 {
+    copies_made(g, g->n + 1); // those that were given up
     if (err) {
         g->cb.done(g->cb.arg, NULL, 0, err);
         return;
@@ -228,6 +253,7 @@ static void child_run(struct sandbox *s, struct op *op)
     int failed = accel_again(g->m, &l.row, &l.accel, &c->err);
     if (!failed)
         failed = launch_run(&l, &c->err);
+    copies_made(g, 1);
     if (!failed) {
         launch_describe(&l);
         sandbox_row_free(&c->row);
@@ -445,6 +471,7 @@ static int capture_source(struct sandbox *s, struct fork_group *g, struct err *e
     o->disk_fd = o->state_fd < 0 ? -1 : unnamed(g->m, err);
     if (o->disk_fd < 0 || copy_base(s, o, err) != 0 || moment_take(s, o->state_fd, o->disk_fd, true, &mo, err) != 0)
         return -1;
+    copies_made(g, 1);
     const int failed = put_pages(o, &mo, err);
     origin_count(g->m, o);
     o->runs = mo.capture.runs;
@@ -467,6 +494,8 @@ void fork_run(struct sandbox *s, struct op *op)
         failed = err_set(&err, ERR_CONFLICT, "sandbox_not_running", "a sandbox that is %s cannot be forked",
                          sandbox_state_name(state));
     struct sandbox_info *view = sandbox_view(s);
+    if (!failed)
+        failed = copies_promise(g, s->dirfd, "disk.raw", &err);
     if (!failed)
         failed = make_children(g, &view->row, &err);
     sandbox_info_unref(view);
@@ -497,6 +526,11 @@ static void fork_snapshot_work(void *arg)
     struct err err = {0};
     struct snapshot_row row = {0};
     int failed = load_snapshot(g, &row, &err);
+    if (!failed) {
+        char disk[ID_MAX + sizeof "/disk.raw"];
+        snprintf(disk, sizeof disk, "%s/disk.raw", row.id);
+        failed = copies_promise(g, m->snapshots_dirfd, disk, &err);
+    }
     if (!failed) {
         CLEANUP_JSON json_t *backend = json_object();
         json_put_str(backend, "accel", row.accel);

@@ -143,6 +143,7 @@ struct manager {
     struct pool pool;
     int snapshots_dirfd;
     atomic_ullong copying_bytes; // of disks that QEMUs are copying now
+    atomic_ullong promised_bytes; // of disks that are to be copied in a moment (room_promise)
     atomic_bool expiring;        // snapshots past their retention are being deleted
     uint64_t committed_mib;      // worst case of all sandboxes' VMs; under lock
     uint64_t pooled_mib;         // and of the pool's, which give way to them; under lock

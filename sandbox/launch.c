@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "sandbox/carry.h"
@@ -76,13 +77,27 @@ static int open_boot_files(struct launch *l, struct err *err)
     return l->initrd_fd < 0 ? -1 : 0;
 }
 
+// A snapshot's disk has what its guest wrote: it does not eat the host's reserve. A fork has promised room for all its copies,
+// and a template's is nearly empty.
+static int copy_disk(struct launch *l, struct err *err)
+{
+    struct manager *m = l->s->m;
+    struct stat st = {0};
+    const bool promise = strcmp(l->boot_path, "snapshot") == 0 && fstat(l->origin->disk_fd, &st) == 0;
+    const uint64_t bytes = promise ? (uint64_t)st.st_blocks * 512 : 0;
+    if (promise && room_promise(m, bytes, err) != 0)
+        return -1;
+    const int failed = disk_copy(l->origin->disk_fd, l->s->dirfd, err);
+    room_give(m, bytes);
+    return failed;
+}
+
 static int make_disk(struct launch *l, struct err *err)
 {
     struct sandbox *s = l->s;
     if (l->kind == LAUNCH_START || l->kind == LAUNCH_WAKE)
         return 0;
-    return l->origin ? disk_copy(l->origin->disk_fd, s->dirfd, err)
-                     : disk_make(s->m->o.state_dirfd, s->dirfd, l->row.disk_mib, err);
+    return l->origin ? copy_disk(l, err) : disk_make(s->m->o.state_dirfd, s->dirfd, l->row.disk_mib, err);
 }
 
 // What a later snapshot must contain beside what this VM changes: kept beside the disk, for a server that is restarted. The row

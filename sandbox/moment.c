@@ -215,14 +215,39 @@ int moment_take(struct sandbox *s, int state_fd, int disk_to_fd, bool go_on, str
     return failed;
 }
 
-int room_for(struct manager *m, uint64_t bytes, struct err *err)
+static int room(struct manager *m, uint64_t bytes, uint64_t promised, const char *what, struct err *err)
 {
     const int64_t left = fd_free_bytes(m->snapshots_dirfd);
-    if (left < 0 || (uint64_t)left >= bytes + ((uint64_t)m->o.disk_reserve_mib << 20))
+    if (left < 0 || (uint64_t)left >= bytes + promised + ((uint64_t)m->o.disk_reserve_mib << 20))
         return 0;
-    err_set(err, ERR_UNAVAILABLE, "disk_full", "the host has no room for %llu MiB of saved state",
-            (unsigned long long)(bytes >> 20) + 1);
+    err_set(err, ERR_UNAVAILABLE, "disk_full", "the host has no room for %llu MiB of %s",
+            (unsigned long long)(bytes >> 20) + 1, what);
     return err_remedy(err, "delete snapshots or sandboxes, or free space on the host");
+}
+
+int room_for(struct manager *m, uint64_t bytes, struct err *err)
+{
+    return room(m, bytes, atomic_load(&m->promised_bytes), "saved state", err);
+}
+
+int room_promise(struct manager *m, uint64_t bytes, struct err *err)
+{
+    const uint64_t promised = atomic_fetch_add(&m->promised_bytes, bytes);
+    const int refused = room(m, bytes, promised, "copies of a disk", err);
+    if (refused)
+        atomic_fetch_sub(&m->promised_bytes, bytes);
+    return refused;
+}
+
+void room_give(struct manager *m, uint64_t bytes)
+{
+    atomic_fetch_sub(&m->promised_bytes, bytes);
+}
+
+uint64_t room_of_disk(int dirfd, const char *path)
+{
+    struct stat st;
+    return fstatat(dirfd, path, &st, AT_SYMLINK_NOFOLLOW) == 0 ? (uint64_t)st.st_blocks * 512 : 0;
 }
 
 void moment_free(struct moment *mo)

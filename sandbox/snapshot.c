@@ -165,9 +165,8 @@ static int take(struct sandbox *s, struct snapshot_call *call, struct err *err)
     sandbox_info_unref(view);
     call->row.qemu_json = json_dumps(q, JSON_COMPACT);
     int failed = machine ? saved_begin(m->store, m->snapshots_dirfd, call->row.id, true, &w, err) : -1;
-    struct stat disk;
-    if (!failed && fstatat(s->dirfd, "disk.raw", &disk, AT_SYMLINK_NOFOLLOW) == 0)
-        failed = room_for(m, (uint64_t)disk.st_blocks * 512, err);
+    if (!failed)
+        failed = room_for(m, room_of_disk(s->dirfd, "disk.raw"), err);
     if (!failed)
         failed = moment_take(s, w.state_fd, w.disk_fd, !call->stop, &mo, err);
     const int64_t t1 = clock_mono_us();

@@ -658,6 +658,77 @@ def test_delete_while_restoring(s):
 
 
 @harness.deadline(120)
+def test_snapshot_deleted_while_restored(s):
+    """A snapshot that is deleted while a restore reads its files is held by nobody afterwards"""
+    def held():
+        links = []
+        for fd in os.listdir(f"/proc/{s.process.pid}/fd"):
+            try:
+                links.append(os.readlink(f"/proc/{s.process.pid}/fd/{fd}"))
+            except FileNotFoundError:
+                pass
+        return [link for link in links if "/snapshots/" in link and "disk.raw" in link]
+    before = live(s)
+    box = s.create()["id"]
+    s.run(box, "head -c 80000000 /dev/urandom > /dev/shm/x; head -c 80000000 /dev/urandom > /work/x; sync", timeout_seconds=120)
+    snap = snapshot(s, box)["id"]
+    t, answers = aside(s.post, BOX, {"snapshot_id": snap, "lifecycle": LIFE})
+    other = harness.until(lambda: list(live(s) - before - {box}), 20, "the restore has begun")[0]
+    harness.until(lambda: answers or held(), 30, "it reads the disk")
+    drop(s, snap)
+    t.join(60)
+    if answers[0].status == 201:  # it had the files open
+        end(s, other)
+    else:
+        assert answers[0].status == 409 and "snapshot" in answers[0].kind + (answers[0].code or ""), answers[0]
+        end(s, *(live(s) - before - {box}))
+    end(s, box)
+    harness.until(lambda: not held(), 10, f"nothing of the snapshot is held: {held()}")
+
+
+@harness.deadline(120)
+def test_fork_disk_reserve():
+    """Copies of a disk do not eat the reserve: a fork or restore that would is a 503 disk_full; what fits is made"""
+    with harness.small_disk(900) as mount:
+        s = harness.Server("test_snapshots-reserve", state=os.path.join(mount, "state"), args=["--disk-reserve-mib", "150"])
+        try:
+            s.start()
+            box = s.create(resources={"vcpus": 1, "memory_mib": 128, "disk_mib": 256})["id"]
+            s.run(box, "head -c 120000000 /dev/urandom > /work/x; sync; sha256sum /work/x > /work/sums", timeout_seconds=120)
+            harness.until(lambda: jobs_ended(s) and not s.vms("templates"), 60, "the template is made")
+            snap = snapshot(s, box)["id"]
+            used = os.stat(os.path.join(s.state, "sandboxes", box, "disk.raw")).st_blocks * 512
+
+            def fill(copies):
+                """So many copies fit, and no more."""
+                v = os.statvfs(mount)
+                room = v.f_bavail * v.f_frsize - int((copies + 0.5) * used) - (150 << 20)
+                assert room > 0, room
+                with open(os.path.join(mount, "fill"), "wb") as f:
+                    os.posix_fallocate(f.fileno(), 0, room)
+
+            def refused(path, body):
+                before, boxes = os.statvfs(mount).f_bavail, live(s)
+                a = s.post(path, body)
+                assert a.status == 503 and a.code == "disk_full" and a.json["retryable"], a
+                harness.until(lambda: os.statvfs(mount).f_bavail > before - 1024, 10, "nothing is left of it")
+                return boxes
+            fill(2)
+            for path, body in ((f"{BOX}/{box}/fork", {"count": 2}), (f"{SNAP}/{snap}/fork", {"count": 3, "lifecycle": LIFE})):
+                assert live(s) == refused(path, body)
+            kid = fork(s, box, 1)["items"][0]["id"]
+            marked(s, kid)
+            v = os.statvfs(mount)
+            assert v.f_bavail * v.f_frsize > 150 << 20, "the reserve"
+            refused(BOX, {"snapshot_id": snap, "lifecycle": LIFE})
+            end(s, *(live(s) - {box}))
+            marked(s, restore(s, snap)["id"])  # what was promised is given back
+            assert s.run(box, ["true"])["exit_code"] == 0
+        finally:
+            s.close()
+
+
+@harness.deadline(120)
 def test_delete_while_cooling_and_waking(s):
     """Delete wins while a sandbox is put into cold state, and while it comes back"""
     for verb in ("cold", "resume"):

@@ -619,6 +619,23 @@ def test_budget(s):
     assert s.get("/v1/capabilities").json["limits"]["sandboxes_max"] == 200
 
 
+@harness.deadline(120)
+def test_deleted_counts(s):
+    """What a sandbox was restored from counts as long as it is mapped, also when the snapshot is deleted; then no more"""
+    begin(s)
+    end(s, have(s, SMALL)["id"])
+    box = s.create(resources=SMALL)["id"]
+    snap = snapshot(s, box)["id"]
+    kid = restore(s, snap)["id"]
+    both = gauge(s, "airlock_memory_templates_bytes")
+    drop(s, snap)
+    assert gauge(s, "airlock_memory_templates_bytes") == both
+    end(s, kid)
+    reaches(s, "airlock_templates_loaded", 1, 10)
+    harness.until(lambda: 0 < gauge(s, "airlock_memory_templates_bytes") < both - 16 * MIB, 10, "its memory is gone")
+    end(s, box)
+
+
 @harness.deadline(150)
 def test_pool_gives_way(s):
     """A pool is a cache: it is no reason to refuse a sandbox, is given up for it, and comes back"""
