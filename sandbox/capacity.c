@@ -152,6 +152,24 @@ void budget_pool_give(struct manager *m, unsigned mib)
     pthread_mutex_unlock(&m->lock);
 }
 
+// Given back by budget_pool_give: like the pool, it is in no admission's way.
+bool budget_build_take(struct manager *m, unsigned mib)
+{
+    const uint64_t budget = budget_mib(m), shared = shared_mib(m, true);
+    pthread_mutex_lock(&m->lock);
+    const bool may = m->committed_mib + shared + mib <= budget; // else nothing is given up in vain
+    if (may)
+        m->pooled_mib += mib;
+    pthread_mutex_unlock(&m->lock);
+    if (!may)
+        return false;
+    budget_make_room(m);
+    if (budget_left(m) >= 0)
+        return true;
+    budget_pool_give(m, mib);
+    return false;
+}
+
 void budget_make_room(struct manager *m)
 {
     while (budget_left(m) < 0 && (pool_give_up(m) || origins_give_up(m)))

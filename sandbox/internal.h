@@ -271,6 +271,7 @@ void budget_force(struct manager *m, unsigned mib);  // of a VM that runs alread
 void budget_give(struct manager *m, unsigned mib);
 bool budget_pool_take(struct manager *m, unsigned mib); // of what is left when everything counts
 void budget_pool_give(struct manager *m, unsigned mib);
+bool budget_build_take(struct manager *m, unsigned mib); // of a template's VM: the same, but what is kept for later gives way
 int64_t budget_left(struct manager *m);              // MiB when everything counts; may be negative
 void budget_make_room(struct manager *m);
 bool manager_stopping(struct manager *m);

@@ -307,6 +307,32 @@ static void conclude(struct manager *m, struct origin *o, const struct err *err,
         origin_unref(m, o);
 }
 
+// ---- memory for it ----------------------------------------------------------------------------------------------------
+static unsigned file_mib(int dirfd, const char *name)
+{
+    char path[DIGEST_TEXT_MAX + sizeof "/memory"];
+    struct stat st;
+    snprintf(path, sizeof path, "%s/memory", name);
+    return fstatat(dirfd, path, &st, AT_SYMLINK_NOFOLLOW) == 0 ? (unsigned)(st.st_size >> 20) + 1 : 0;
+}
+
+// Before it is loaded: what its file has, and of what differs from a template all of that one. Until conclude, which counts what
+// it really holds; then budget_give. unavailable/memory_budget.
+static int load_take(struct manager *m, const struct ask *a, const char *template_key, unsigned *ret_mib, struct err *err)
+{
+    unsigned mib = file_mib(a->parent_dirfd, a->name);
+    if (mib > 0 && *template_key)
+        mib += file_mib(m->origins.templates_dirfd, template_name(template_key));
+    *ret_mib = 0;
+    if (mib == 0) // there is nothing to load
+        return 0;
+    if (budget_take(m, mib, err) != 0)
+        return -1;
+    *ret_mib = mib;
+    budget_make_room(m);
+    return 0;
+}
+
 // ---- templates --------------------------------------------------------------------------------------------------------
 struct making {
     struct manager *m;
@@ -314,6 +340,7 @@ struct making {
     struct machine_parts parts;
     struct image_runtime runtime;
     char image[DIGEST_TEXT_MAX];
+    unsigned mib;                      // of the budget
 };
 
 static void *make_work(void *arg)
@@ -327,6 +354,7 @@ static void *make_work(void *arg)
     else
         log_info("template %.20s: made in %lld ms", w->o->key, (long long)(clock_mono_ms() - t));
     conclude(w->m, w->o, failed ? &err : NULL, true, false);
+    budget_pool_give(w->m, w->mib);
     origins_trim(w->m);
     templates_evict(w->m);
     store_thread_done();
@@ -338,6 +366,9 @@ static void *make_work(void *arg)
 
 static int make_aside(struct manager *m, const struct machine_parts *parts, struct origin *o, struct err *err)
 {
+    const unsigned mib = budget_need(parts->accel, parts->memory_mib);
+    if (!budget_build_take(m, mib))
+        return err_set(err, ERR_UNAVAILABLE, "memory_budget", "there is no memory to make a template now");
     struct making *w = calloc(1, sizeof *w);
     pthread_t thread;
     if (w) {
@@ -345,6 +376,7 @@ static int make_aside(struct manager *m, const struct machine_parts *parts, stru
         snprintf(w->image, sizeof w->image, "%s", parts->image_digest);
         w->parts.image_digest = w->image;
         w->parts.runtime = &w->runtime;
+        w->mib = mib;
         atomic_fetch_add(&m->active, 1);
         // A thread of its own: those of the operations may all be waiting for this.
         if (pthread_create(&thread, NULL, make_work, w) == 0) {
@@ -354,6 +386,7 @@ static int make_aside(struct manager *m, const struct machine_parts *parts, stru
         atomic_fetch_sub(&m->active, 1);
         free(w);
     }
+    budget_pool_give(m, mib);
     return err_set(err, ERR_UNAVAILABLE, "no_threads", "no thread is left to make a template");
 }
 
@@ -421,9 +454,13 @@ int origin_template(struct manager *m, const struct machine_parts *parts, bool (
     if (claimed <= 0)
         return claimed == 0 ? 0 : strcmp(err->code, "cancelled") == 0 ? -1 : 1;
     struct err load_err = {0};
-    const int loaded = template_load(m, key, o, &load_err);
-    if (loaded == 0) {
+    unsigned mib;
+    const bool room = load_take(m, &ask, "", &mib, &load_err) == 0;
+    const int loaded = room ? template_load(m, key, o, &load_err) : -1;
+    if (loaded == 0)
         conclude(m, o, NULL, true, true);
+    budget_give(m, mib);
+    if (loaded == 0) {
         *ret = o;
         return 0;
     }
@@ -434,7 +471,10 @@ int origin_template(struct manager *m, const struct machine_parts *parts, bool (
     } else if (loaded > 0 && make_aside(m, parts, o, &load_err) == 0) {
         return 1;
     }
-    conclude(m, o, &load_err, !keep, false); // the next one looks whether it was repaired
+    const bool full = strcmp(load_err.code, "memory_budget") == 0;
+    if (full)
+        log_warn_limited("template %.20s: the memory budget has no room for it, and sandboxes boot", key);
+    conclude(m, o, &load_err, !keep && !full, false); // the next one looks whether it was repaired, or there is room
     return 1;
 }
 
@@ -446,11 +486,15 @@ static int load_base(struct manager *m, const char *key, struct origin **ret, st
     const int claimed = claim_untouched(m, &ask, &o, err);
     if (claimed < 0 || !o)
         return -1;
-    const int loaded = claimed == 0 ? 0 : template_load(m, key, o, err);
+    unsigned mib = 0;
+    int loaded = claimed == 0 ? 0 : load_take(m, &ask, "", &mib, err);
+    if (claimed > 0 && loaded == 0)
+        loaded = template_load(m, key, o, err);
     if (loaded > 0)
         err_set(err, ERR_NOT_FOUND, "template_missing", "the template that this was built on is not there");
     if (claimed > 0)
         conclude(m, o, loaded == 0 ? NULL : err, false, true);
+    budget_give(m, mib);
     if (loaded == 0)
         *ret = o;
     return loaded;
@@ -514,7 +558,10 @@ int origin_snapshot(struct manager *m, const struct snapshot_row *row, struct or
         *ret = o;
     if (claimed <= 0 || !o)
         return claimed;
-    const int failed = snapshot_origin_make(m, row, &made, err);
+    unsigned mib;
+    int failed = load_take(m, &ask, row->template_key, &mib, err);
+    if (!failed)
+        failed = snapshot_origin_make(m, row, &made, err);
     if (!failed) {
         take_over(o, made);
         *ret = o;
@@ -523,6 +570,7 @@ int origin_snapshot(struct manager *m, const struct snapshot_row *row, struct or
     }
     origin_unref(m, made);
     conclude(m, o, failed ? err : NULL, false, !failed);
+    budget_give(m, mib);
     origins_trim(m);
     return failed;
 }

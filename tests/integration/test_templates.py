@@ -637,6 +637,48 @@ def test_deleted_counts(s):
 
 
 @harness.deadline(150)
+def test_budget_of_origins(s):
+    """Memory that is loaded is in the budget first: a restore without room is refused, a create boots and makes no template"""
+    share = 128 + OVERHEAD_MIB
+
+    def mib(folder, name):
+        return (os.stat(os.path.join(s.state, folder, name, "memory")).st_size >> 20) + 1
+    begin(s)
+    box = have(s, SMALL)
+    template = mib("templates", template_of(s, box))
+    s.run(box["id"], "head -c 20000000 /dev/urandom > /dev/shm/x")
+    snap = snapshot(s, box["id"])["id"]
+    end(s, box["id"])
+    need = 2 * template + mib("snapshots", snap)  # the template while it is copied, and the copy
+    serve(s, "--memory-budget-mib", str(share + need - 8))
+    refused(s.post(BOX, {"snapshot_id": snap, "lifecycle": LIFE}))
+    refused(s.post(f"/v1/snapshots/{snap}/fork", {"count": 1, "lifecycle": LIFE}))
+    assert gauge(s, "airlock_memory_committed_bytes") == 0 and not s.vms()
+    end(s, *[i["id"] for i in s.get(f"{BOX}?limit=500").json["items"]])
+    budget = share + need + 8
+    serve(s, "--memory-budget-mib", str(budget))
+    kid = restore(s, snap)["id"]
+    assert gauge(s, "airlock_memory_committed_bytes") == share * MIB
+    held = gauge(s, "airlock_memory_committed_bytes") + gauge(s, "airlock_memory_templates_bytes")
+    assert held <= budget * MIB, f"{held / MIB:.0f} of {budget} MiB"
+    end(s, kid)
+    drop(s, snap)
+    for left, path in ((template - 8, "cold"), (template + 8, "template")):
+        serve(s, "--memory-budget-mib", str(share + left))
+        box = s.create(resources=SMALL)
+        assert path_of(box) == path, (left, box["backend"])
+        end(s, box["id"])
+    before = kept(s)
+    serve(s, "--memory-budget-mib", str(2 * share))
+    for _ in range(2):  # 144 MiB: no room for a second such VM
+        box = s.create(resources={**SMALL, "memory_mib": 144})
+        assert path_of(box) == "cold" and not s.vms("templates"), box["backend"]
+        assert gauge(s, "airlock_memory_committed_bytes") == (144 + OVERHEAD_MIB) * MIB
+        end(s, box["id"])
+    assert set(kept(s)) == set(before) and gauge(s, "airlock_templates_made_total") == 0
+
+
+@harness.deadline(150)
 def test_pool_gives_way(s):
     """A pool is a cache: it is no reason to refuse a sandbox, is given up for it, and comes back"""
     share, small = 256 + OVERHEAD_MIB, 128 + OVERHEAD_MIB
