@@ -667,7 +667,7 @@ def test_snapshot_deleted_while_restored(s):
                 links.append(os.readlink(f"/proc/{s.process.pid}/fd/{fd}"))
             except FileNotFoundError:
                 pass
-        return [link for link in links if "/snapshots/" in link and "disk.raw" in link]
+        return [link for link in links if f"/snapshots/{snap}/disk.raw" in link]
     before = live(s)
     box = s.create()["id"]
     s.run(box, "head -c 80000000 /dev/urandom > /dev/shm/x; head -c 80000000 /dev/urandom > /work/x; sync", timeout_seconds=120)
