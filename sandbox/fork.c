@@ -39,7 +39,6 @@ struct fork_group {
     struct origin *origin;
     struct child *children;
     unsigned n;
-    unsigned reserved_mib;         // each, until its sandbox has taken it over
     bool admitted;
     int64_t t0_us;
     uint64_t copy_bytes;           // of the disk
