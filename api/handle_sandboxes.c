@@ -142,13 +142,6 @@ static void create(struct api_call *c)
 }
 
 // ---- If-Match ---------------------------------------------------------------------------------------------------
-// The generation asked for; -1: none or any.
-static int64_t call_if_match(const struct api_call *c)
-{
-    const char *text = call_param_text(c, "If-Match", NULL);
-    return text && *text == '"' ? strtoll(text + 1, NULL, 10) : -1;
-}
-
 bool call_generation_fits(struct api_call *c, bool queued)
 {
     struct err err = {0};

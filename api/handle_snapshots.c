@@ -194,7 +194,7 @@ static void delete_(struct api_call *c)
     act->deletion = true;
     c->in->prefer_async = false; // done at once, without a job
     const struct snapshot_callbacks cb = {on_admitted, on_snapshot, act};
-    manager_snapshot_delete(c->a->manager, c->in->ids[0], &c->in->a, 200, &cb);
+    manager_snapshot_delete(c->a->manager, c->in->ids[0], call_if_match(c), &c->in->a, 200, &cb);
 }
 
 static void compat(struct api_call *c)

@@ -34,6 +34,12 @@ const char *call_param_text(const struct api_call *c, const char *name, const ch
     return v->given ? v->text : fallback;
 }
 
+int64_t call_if_match(const struct api_call *c)
+{
+    const char *text = call_param_text(c, "If-Match", NULL);
+    return text && *text == '"' ? strtoll(text + 1, NULL, 10) : -1;
+}
+
 // ---- decoding -----------------------------------------------------------------------------------------------------
 static int hex_digit(char ch)
 {

@@ -158,10 +158,10 @@ struct snapshot_callbacks {
 // conflict/not_running, conflict/guest_disk_full, timeout/agent_freeze, unavailable/disk_full, rate_limited.
 int manager_snapshot(struct manager *m, const char *sandbox_id, const struct snapshot_request *r,
                      const struct admission *a, int success_status, const struct snapshot_callbacks *cb);
-// Async. row->deletion_json holds the report; a second delete gives the same one. Errors: conflict/has_children,
-// cleanup_failed.
-int manager_snapshot_delete(struct manager *m, const char *id, const struct admission *a, int success_status,
-                            const struct snapshot_callbacks *cb);
+// Async. row->deletion_json holds the report; a second delete gives the same one. if_generation -1: no If-Match. Errors:
+// precondition_failed, conflict/has_children, cleanup_failed.
+int manager_snapshot_delete(struct manager *m, const char *id, int64_t if_generation, const struct admission *a,
+                            int success_status, const struct snapshot_callbacks *cb);
 // Blocking (reads the files): {"compatible":bool,"mismatches":[{"field","expected","found"}]}, new; NULL with err.
 json_t *manager_snapshot_compat(struct manager *m, const char *tenant, const char *id, struct err *err);
 

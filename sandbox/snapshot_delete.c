@@ -25,6 +25,7 @@ struct deletion {
     struct snapshot_callbacks cb;
     struct admission a;
     int status;
+    int64_t if_generation; // -1: any
     char id[ID_MAX], cause[WORD_MAX];
     bool admitted;
 };
@@ -103,6 +104,9 @@ static bool erased_whole(const struct snapshot_row *row)
 
 static int delete_now(struct deletion *d, struct snapshot_row *row, struct err *err)
 {
+    if (d->if_generation >= 0 && d->if_generation != row->generation)
+        return err_set(err, ERR_PRECONDITION_FAILED, "generation_mismatch", "the snapshot is at generation %lld",
+                       (long long)row->generation);
     if (row->state == SNAPSHOT_DELETED && erased_whole(row))
         return delete_again(d, row, err);
     if (row->state != SNAPSHOT_DELETED && delete_begin(d, row, err) != 0)
@@ -112,7 +116,7 @@ static int delete_now(struct deletion *d, struct snapshot_row *row, struct err *
 
 static void delete_work(void *arg)
 {
-    // After the other: two of the same have the same report.
+    // After the other: two of the same have the same report, and no generation passes between its comparison and the change.
     static pthread_mutex_t stripes[DELETE_STRIPES] = {[0 ... DELETE_STRIPES - 1] = PTHREAD_MUTEX_INITIALIZER};
     struct deletion *d = arg;
     struct manager *m = d->m;
@@ -136,31 +140,21 @@ static void delete_work(void *arg)
     atomic_fetch_sub(&m->active, 1);
 }
 
-static int delete_submit(struct manager *m, const char *id, const struct admission *a, int status, const char *cause,
-                         const struct snapshot_callbacks *cb)
-{
-    struct deletion *d = calloc(1, sizeof *d);
-    if (!d)
-        return -1;
-    *d = (struct deletion){.m = m, .a = *a, .status = status};
-    if (cb)
-        d->cb = *cb;
-    snprintf(d->id, sizeof d->id, "%s", id);
-    snprintf(d->cause, sizeof d->cause, "%s", cause);
-    atomic_fetch_add(&m->active, 1);
-    if (work_submit(m->ops, delete_work, d) == 0)
-        return 0;
-    atomic_fetch_sub(&m->active, 1);
-    free(d);
-    return -1;
-}
-
-int manager_snapshot_delete(struct manager *m, const char *id, const struct admission *a, int success_status,
-                            const struct snapshot_callbacks *cb)
+int manager_snapshot_delete(struct manager *m, const char *id, int64_t if_generation, const struct admission *a,
+                            int success_status, const struct snapshot_callbacks *cb)
 {
     struct err err = {0};
-    if (delete_submit(m, id, a, success_status, "deleted", cb) == 0)
-        return 0;
+    struct deletion *d = calloc(1, sizeof *d);
+    if (d) {
+        *d = (struct deletion){.m = m, .cb = *cb, .a = *a, .status = success_status, .if_generation = if_generation,
+                               .cause = "deleted"};
+        snprintf(d->id, sizeof d->id, "%s", id);
+        atomic_fetch_add(&m->active, 1);
+        if (work_submit(m->ops, delete_work, d) == 0)
+            return 0;
+        atomic_fetch_sub(&m->active, 1);
+        free(d);
+    }
     err_set(&err, ERR_UNAVAILABLE, "busy", "too many operations wait already");
     cb->done(cb->arg, NULL, &err);
     return 0;
@@ -181,6 +175,7 @@ static bool expire_one(void *arg, const struct snapshot_row *row)
         return false;
     d->m = x->m;
     d->status = 200;
+    d->if_generation = -1;
     system_admission(&d->a, row->tenant, "snapshot.delete", row->sandbox_id);
     snprintf(d->id, sizeof d->id, "%s", row->id);
     snprintf(d->cause, sizeof d->cause, "expired");

@@ -484,12 +484,15 @@ int manager_snapshot(struct manager *m, const char *sandbox_id, const struct sna
     return 0;
 }
 
-int manager_snapshot_delete(struct manager *m, const char *id, const struct admission *a, int success_status,
-                            const struct snapshot_callbacks *cb)
+int manager_snapshot_delete(struct manager *m, const char *id, int64_t if_generation, const struct admission *a,
+                            int success_status, const struct snapshot_callbacks *cb)
 {
     struct err err = {0};
     (void)m, (void)id, (void)a, (void)success_status;
-    err_set(&err, ERR_CONFLICT, "has_children", "others are built on it");
+    if (if_generation >= 0 && if_generation != 1)
+        err_set(&err, ERR_PRECONDITION_FAILED, "generation_mismatch", "another generation");
+    else
+        err_set(&err, ERR_CONFLICT, "has_children", "others are built on it");
     cb->done(cb->arg, NULL, &err);
     return 0;
 }

@@ -367,6 +367,42 @@ static void test_stdin(void **state)
     fake_exit(w->m, command, 0);
 }
 
+static int snapshot_tx(struct store_tx *tx, void *arg, struct err *err)
+{
+    return snapshot_insert(tx, arg, 0, err);
+}
+
+static void make_snapshot(struct world *w, char path[128])
+{
+    char sandbox[ID_MAX];
+    struct err err = {0};
+    struct snapshot_row row = {.state = SNAPSHOT_READY, .kind = "full", .tenant = "default", .created_at_ms = 1, .generation = 1};
+    make_sandbox(w, NULL, sandbox);
+    snprintf(row.sandbox_id, sizeof row.sandbox_id, "%s", sandbox);
+    id_new(ID_SNAPSHOT, row.id);
+    if (store_write(w->store, snapshot_tx, &row, &err) != 0)
+        fail_msg("%s %s", err.detail, err.internal);
+    snprintf(path, 128, "/v1/snapshots/%s", row.id);
+}
+
+static void test_snapshot_preconditions(void **state)
+{
+    struct world *w = *state;
+    char path[128];
+    make_snapshot(w, path);
+    static const struct {
+        const char *tag;
+        int status;
+        const char *kind, *code;
+    } CASES[] = {{"\"99\"", 412, "precondition_failed", "generation_mismatch"}, {"\"1\"", 409, "conflict", "has_children"},
+                 {"*", 409, "conflict", "has_children"}, {"1", 422, "validation", NULL}};
+    for (size_t i = 0; i < sizeof CASES / sizeof *CASES; i++) {
+        struct answer *r = ask(w, &(struct ask){.method = "DELETE", .path = path, .headers = {"If-Match", CASES[i].tag}});
+        answer_is(r, CASES[i].status, CASES[i].kind, CASES[i].code);
+        answer_free(r);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -375,6 +411,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_lists_keep_tenants_apart, setup, teardown),
         cmocka_unit_test_setup_teardown(test_tokens, setup, teardown),
         cmocka_unit_test_setup_teardown(test_preconditions, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_snapshot_preconditions, setup, teardown),
         cmocka_unit_test_setup_teardown(test_deletion, setup, teardown),
         cmocka_unit_test_setup_teardown(test_evidence, setup, teardown),
         cmocka_unit_test_setup_teardown(test_jobs, setup, teardown),

@@ -352,6 +352,22 @@ def test_delete_and_lists(s):
     drop(s, b)
 
 
+@harness.deadline(60)
+def test_precondition(s):
+    """DELETE with If-Match: the generation that was seen, or 412 and the snapshot stays"""
+    box = s.create()["id"]
+    snap = snapshot(s, box)["id"]
+    tag = s.get(f"{SNAP}/{snap}", expect=200).headers["ETag"]
+    a = s.delete(f"{SNAP}/{snap}", headers={"If-Match": '"99"'}, expect=412)
+    assert a.kind == "precondition_failed" and a.code == "generation_mismatch", a
+    kept = s.get(f"{SNAP}/{snap}", expect=200)
+    assert kept.json["state"] == "ready" and kept.headers["ETag"] == tag, kept
+    end(s, box, restore(s, snap)["id"])
+    s.delete(f"{SNAP}/{snap}", headers={"If-Match": tag}, expect=200)
+    s.delete(f"{SNAP}/{snap}", headers={"If-Match": tag}, expect=412)  # it is at another now
+    s.delete(f"{SNAP}/{snap}", headers={"If-Match": "*"}, expect=200)
+
+
 @harness.deadline(150)
 def test_second_generation(s):
     """A snapshot of a restored sandbox has a parent, which cannot go before it; it restores alone, also after the child of it went"""
