@@ -13,6 +13,7 @@
 
 // More waiting work than connections could ask for: submitting fails only while the pool ends.
 #define POOL_QUEUE 65536
+#define COMPAT_QUEUE 16 // each may be gigabytes to read: who comes later asks again
 #define FREE_WAIT_MS 10000
 
 static const struct handler *const TABLES[] = {SANDBOX_HANDLERS, SNAPSHOT_HANDLERS, COMMAND_HANDLERS, SIGNAL_HANDLERS, STDIN_HANDLERS, FILE_HANDLERS, TRANSFER_HANDLERS, LOG_HANDLERS,
@@ -46,6 +47,7 @@ static int bind_handlers(struct spec *spec, struct err *err)
 
 static void release(struct api *a)
 {
+    work_pool_free(a->compat);
     work_pool_free(a->pool);
     timers_free(a->timers);
     idem_free(a->idem);
@@ -79,7 +81,8 @@ struct api *api_new(const struct api_options *options, struct err *err)
     a->idem = idem_new();
     a->timers = timers_new(err);
     a->pool = a->timers ? work_pool_new("api", options->workers ? options->workers : 4, POOL_QUEUE, err) : NULL;
-    if (a->metrics && a->principals && a->idem && a->pool) {
+    a->compat = a->pool ? work_pool_new("compat", 1, COMPAT_QUEUE, err) : NULL;
+    if (a->metrics && a->principals && a->idem && a->compat) {
         work_pool_warm(a->pool, store_warm, a->store);
         return a;
     }

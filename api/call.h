@@ -40,6 +40,7 @@ struct api {
     struct timers *timers;
     struct idem_table *idem;
     struct work_pool *pool;
+    struct work_pool *compat;        // reads whole snapshots: one at a time, and never a thread of `pool`
     atomic_bool stopping;
     atomic_bool verifying;           // one walk over the chain at a time
     atomic_ullong requests;

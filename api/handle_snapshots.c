@@ -197,15 +197,38 @@ static void delete_(struct api_call *c)
     manager_snapshot_delete(c->a->manager, c->in->ids[0], call_if_match(c), &c->in->a, 200, &cb);
 }
 
-static void compat(struct api_call *c)
+// May read gigabytes: on a thread of its own, so that nothing else waits for it.
+static void compat_work(void *arg)
 {
+    struct api_call *c = arg;
     struct err err = {0};
-    call_admission(c);
-    json_t *verdict = manager_snapshot_compat(c->a->manager, c->who->row.tenant, c->in->ids[0], &err);
+    json_t *verdict = NULL;
+    if (atomic_load(&c->a->stopping))
+        err_set(&err, ERR_UNAVAILABLE, "stopping", "the server is stopping");
+    else
+        verdict = manager_snapshot_compat(c->a->manager, c->who->row.tenant, c->in->ids[0], &err);
     if (verdict)
         reply_json(c, 200, verdict);
     else
         call_fail(c, &err);
+    call_unref(c);
+    store_thread_done();
+}
+
+// What is not there is said at once.
+static void compat(struct api_call *c)
+{
+    struct err err = {0};
+    struct snapshot_row row = {0};
+    call_admission(c);
+    if (!find(c, c->in->ids[0], &row))
+        return;
+    snapshot_row_free(&row);
+    if (work_submit(c->a->compat, compat_work, call_ref(c)) == 0)
+        return;
+    call_unref(c);
+    err_set(&err, ERR_UNAVAILABLE, "busy", "too many snapshots wait to be compared already");
+    call_fail(c, &err);
 }
 
 static void replay_create(struct api_call *c)

@@ -162,7 +162,8 @@ int manager_snapshot(struct manager *m, const char *sandbox_id, const struct sna
 // precondition_failed, conflict/has_children, cleanup_failed.
 int manager_snapshot_delete(struct manager *m, const char *id, int64_t if_generation, const struct admission *a,
                             int success_status, const struct snapshot_callbacks *cb);
-// Blocking (reads the files): {"compatible":bool,"mismatches":[{"field","expected","found"}]}, new; NULL with err.
+// Blocking: reads the files, gigabytes of them, where one was touched since the last time; for a thread of its own.
+// {"compatible":bool,"mismatches":[{"field","expected","found"}]}, new; NULL with err.
 json_t *manager_snapshot_compat(struct manager *m, const char *tenant, const char *id, struct err *err);
 
 // Memory of a live sandbox, read from /proc now (blocking): {"unique_bytes","shared_bytes","vmm_bytes"}: what it alone

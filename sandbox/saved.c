@@ -21,6 +21,7 @@
 #define MANIFEST_MAX (4u << 20)
 #define STATE_MAX (64u << 20) // device state is some 20 KiB; KVM adds little
 #define VERIFIED_MAX 64
+#define VERDICTS_MAX 512
 #define MISMATCHES_MAX 100
 #define RACY_MS 50 // a change this young and the next may have one time: the kernel's clock ticks every 1 to 10 ms
 
@@ -74,6 +75,9 @@ static int sign_file(void *arg, int dirfd, const char *path)
     uint8_t hash[SHA256_BYTES];
     if (fstatat(dirfd, path, &st, AT_SYMLINK_NOFOLLOW) != 0)
         memset(&st, 0, sizeof st);
+    const int64_t changed = (int64_t)st.st_ctim.tv_sec * 1000 + st.st_ctim.tv_nsec / 1000000;
+    if (changed > sum->changed_ms)
+        sum->changed_ms = changed;
     const int n = snprintf(text, sizeof text, "%s %llu %llu %o %lld %lld %ld", path, (unsigned long long)st.st_dev,
                            (unsigned long long)st.st_ino, st.st_mode, (long long)st.st_size, (long long)st.st_ctim.tv_sec,
                            st.st_ctim.tv_nsec);
@@ -140,6 +144,57 @@ int saved_disk_hash(int fd, uint8_t out[SHA256_BYTES], struct err *err)
     if (fstat(fd, &after) == 0 && memcmp(&before.st_ctim, &after.st_ctim, sizeof after.st_ctim) == 0 && now - changed > RACY_MS)
         verified_add(&after, out);
     return 0;
+}
+
+// ---- what was found of a whole directory: once per signature ------------------------------------------------------------
+struct verdict {
+    struct saved_signature signature;
+    json_t *mismatches;        // NULL: none is kept here
+};
+static pthread_mutex_t verdicts_lock = PTHREAD_MUTEX_INITIALIZER;
+static struct verdict verdicts[VERDICTS_MAX];
+static unsigned next_verdict;
+
+// Under the lock.
+static struct verdict *verdict_of(const struct saved_signature *signature)
+{
+    for (unsigned i = 0; i < VERDICTS_MAX; i++)
+        if (verdicts[i].mismatches && memcmp(&verdicts[i].signature, signature, sizeof *signature) == 0)
+            return &verdicts[i];
+    return NULL;
+}
+
+static bool verdict_find(const struct saved *s, json_t **ret_mismatches)
+{
+    pthread_mutex_lock(&verdicts_lock);
+    const struct verdict *v = s->settled ? verdict_of(&s->signature) : NULL;
+    json_t *found = v ? json_deep_copy(v->mismatches) : NULL;
+    pthread_mutex_unlock(&verdicts_lock);
+    if (found)
+        *ret_mismatches = found;
+    return found;
+}
+
+// Nothing where a file was touched while it was read, or so shortly before that another change may not show.
+static void verdict_add(const struct saved *s, const json_t *mismatches)
+{
+    struct saved_signature now;
+    saved_sign(s->dirfd, &now);
+    if (!s->settled || memcmp(&now, &s->signature, sizeof now) != 0)
+        return;
+    pthread_mutex_lock(&verdicts_lock);
+    struct verdict *v = verdict_of(&now);
+    if (!v)
+        v = &verdicts[next_verdict++ % VERDICTS_MAX];
+    json_decref(v->mismatches);
+    *v = (struct verdict){now, json_deep_copy(mismatches)};
+    pthread_mutex_unlock(&verdicts_lock);
+}
+
+void saved_verified(const struct saved *s)
+{
+    CLEANUP_JSON json_t *none = json_array();
+    verdict_add(s, none);
 }
 
 // ---- reading ----------------------------------------------------------------------------------------------------------
@@ -217,7 +272,9 @@ int saved_open(struct store *store, int parent_dirfd, const char *name, const st
                    ? err_set(err, ERR_NOT_FOUND, "saved_missing", "the saved state is not there")
                    : err_sys(err, errno, "opening a saved state");
     struct saved s = {.manifest = json_object()};
+    const int64_t now = clock_wall_ms();
     saved_sign(dirfd, &s.signature);
+    s.settled = s.signature.changed_ms > 0 && now - s.signature.changed_ms > RACY_MS;
     const int read = read_manifest(dirfd, &text, err);
     if (read == 0)
         check_manifest(store, &text, expect, &s, mismatches);
@@ -424,7 +481,7 @@ int saved_verify_rest(const struct saved *s, json_t *mismatches, struct err *err
     return each_file(s->dirfd, name_unexpected, (void *)&l) == 0 ? 0 : err_sys(err, errno, "listing a saved state");
 }
 
-int saved_verify(const struct saved *s, json_t *mismatches, struct err *err)
+static int verify_all(const struct saved *s, json_t *mismatches, struct err *err)
 {
     if (verify_plain(s, "memory", mismatches, err) != 0 || verify_plain(s, "state", mismatches, err) != 0)
         return -1;
@@ -434,4 +491,23 @@ int saved_verify(const struct saved *s, json_t *mismatches, struct err *err)
             return -1;
     }
     return saved_verify_rest(s, mismatches, err);
+}
+
+int saved_verify(const struct saved *s, json_t *mismatches, struct err *err)
+{
+    CLEANUP_JSON json_t *found = NULL;
+    if (!verdict_find(s, &found)) {
+        found = json_array();
+        if (!found)
+            return err_set(err, ERR_INTERNAL, "out_of_memory", "out of memory");
+        if (verify_all(s, found, err) != 0)
+            return -1;
+        verdict_add(s, found);
+    }
+    size_t i;
+    json_t *one;
+    json_array_foreach(found, i, one)
+        if (json_array_size(mismatches) < MISMATCHES_MAX)
+            json_array_append(mismatches, one);
+    return 0;
 }

@@ -47,6 +47,7 @@ int saved_finish(struct saved_writer *w, const struct saved_facts *f, const stru
 // somebody touched them, and they are checked again before they are used.
 struct saved_signature {
     uint8_t v[SHA256_BYTES];
+    int64_t changed_ms;        // wall clock; of the one that changed last
 };
 void saved_sign(int dirfd, struct saved_signature *ret); // zeros where it cannot be read
 
@@ -56,6 +57,7 @@ struct saved {
     json_t *manifest;                        // empty where its seal is not good
     char manifest_sha256[DIGEST_TEXT_MAX];
     struct saved_signature signature;        // from before anything of it was read
+    bool settled;                            // its last change was so long before that the next will have another time
 };
 // What the store remembers of it: NULL manifest_sha256: nothing (templates: the seal alone counts).
 struct saved_expect {
@@ -68,8 +70,11 @@ struct saved_expect {
 int saved_open(struct store *store, int parent_dirfd, const char *name, const struct saved_expect *expect,
                struct saved *ret, json_t *mismatches, struct err *err);
 void saved_close(struct saved *s); // accepts a zeroed one
-// Compares sizes and digests of all files. 0, or -1 with err where a file cannot be read.
+// Compares sizes and digests of all files. 0, or -1 with err where a file cannot be read. What was found is remembered in this
+// process: as long as no file is touched none is read again.
 int saved_verify(const struct saved *s, json_t *mismatches, struct err *err);
+// Remembers of one that was loaded in full that all of it is as it was written.
+void saved_verified(const struct saved *s);
 // Of those alone that saved_load and saved_open_disk leave out, and names what the manifest does not know.
 int saved_verify_rest(const struct saved *s, json_t *mismatches, struct err *err);
 // Compares the disk that its owner keeps itself.

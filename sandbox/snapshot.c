@@ -397,6 +397,7 @@ int snapshot_origin_make(struct manager *m, const struct snapshot_row *row, stru
     if (!failed) {
         (*ret)->commands = json_incref(json_object_get(files.manifest, "commands"));
         (*ret)->signature = files.signature;
+        saved_verified(&files);
         (*ret)->spool_dirfd = openat(files.dirfd, "spool", O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
     }
     saved_close(&files);

@@ -265,6 +265,7 @@ int template_load(struct manager *m, const char *key, struct origin *o, struct e
         o->signature = s.signature;
         snprintf(o->template_manifest, sizeof o->template_manifest, "%s", s.manifest_sha256);
         (void)futimens(s.dirfd, NULL); // used now: eviction goes by it
+        saved_verified(&s);
     }
     saved_close(&s);
     if (!failed && json_array_size(mismatches) == 0) {

@@ -499,8 +499,12 @@ int manager_snapshot_delete(struct manager *m, const char *id, int64_t if_genera
 
 json_t *manager_snapshot_compat(struct manager *m, const char *tenant, const char *id, struct err *err)
 {
-    (void)m, (void)tenant, (void)id;
-    err_set(err, ERR_NOT_FOUND, "not_found", "no such object");
+    (void)tenant, (void)id;
+    atomic_fetch_add(&m->held, 1);
+    while (atomic_load(&m->hold))
+        nanosleep(&(struct timespec){0, 1000000}, NULL);
+    atomic_fetch_sub(&m->held, 1);
+    err_set(err, ERR_CONFLICT, "snapshot_deleted", "the snapshot was deleted");
     return NULL;
 }
 

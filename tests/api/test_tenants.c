@@ -403,6 +403,40 @@ static void test_snapshot_preconditions(void **state)
     }
 }
 
+// Verdicts on snapshots that take long hold nothing else up, and no more than some wait for them.
+static void test_compat_aside(void **state)
+{
+    enum { ASKED = 40 };
+    struct world *w = *state;
+    struct driven *d[ASKED];
+    char path[128];
+    unsigned busy = 0;
+    make_snapshot(w, path);
+    atomic_store(&w->m->hold, true);
+    for (size_t i = 0; i < ASKED; i++)
+        d[i] = drive(w, &(struct ask){.method = "GET", .path = path_of("%s/compat", path)});
+    struct answer *r = get(w, "/v1/jobs", NULL);
+    answer_is(r, 200, NULL, NULL);
+    answer_free(r);
+    r = get(w, "/v1/snapshots/snp01k30x4rwm8e7q2v9hbnjt0001/compat", NULL);
+    answer_is(r, 404, "not_found", NULL);
+    answer_free(r);
+    assert_true(atomic_load(&w->m->held) <= 1);
+    atomic_store(&w->m->hold, false);
+    for (size_t i = 0; i < ASKED; i++) {
+        r = drive_finish(d[i]);
+        if (r->status == 503) {
+            answer_is(r, 503, "unavailable", "busy");
+            assert_true(json_is_true(json_object_get(r->json, "retryable")));
+            busy++;
+        } else {
+            answer_is(r, 409, "conflict", "snapshot_deleted");
+        }
+        answer_free(r);
+    }
+    assert_in_range(busy, ASKED - 17, ASKED - 16); // one under way, 16 that wait
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -412,6 +446,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_tokens, setup, teardown),
         cmocka_unit_test_setup_teardown(test_preconditions, setup, teardown),
         cmocka_unit_test_setup_teardown(test_snapshot_preconditions, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_compat_aside, setup, teardown),
         cmocka_unit_test_setup_teardown(test_deletion, setup, teardown),
         cmocka_unit_test_setup_teardown(test_evidence, setup, teardown),
         cmocka_unit_test_setup_teardown(test_jobs, setup, teardown),

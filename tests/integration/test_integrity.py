@@ -6,6 +6,7 @@ import stat as st
 import subprocess
 import tempfile
 import threading
+import time
 
 import harness
 from test_snapshots import (BOX, COUNT, KEEP, LIFE, MARK, SNAP, differ, drop, end, fork, goes_on, hidden, jobs_ended,
@@ -210,6 +211,53 @@ def test_damaged_snapshot():
         marked(s, box)
         assert s.get("/v1/audit/verify", expect=200).json["verdict"] == "verified"
         end(s, box)
+        drop(s, snap)
+    finally:
+        s.close()
+
+
+def compat_read(s, snap, found=()):
+    """Bytes of files that the server's thread for it has read for one compat."""
+    def so_far():
+        for task in os.listdir(f"/proc/{s.process.pid}/task"):
+            with open(f"/proc/{s.process.pid}/task/{task}/comm") as f:
+                if f.read() == "compat\n":
+                    with open(f"/proc/{s.process.pid}/task/{task}/io") as io:
+                        return int(io.read().split()[1])
+        return 0
+    before = so_far()
+    assert set(compat(s, snap)) == set(found)
+    return so_far() - before
+
+
+@harness.deadline(90)
+def test_remembered():
+    """compat reads the files of a snapshot that nobody touched once, after a restore not at all; what is touched it reads again"""
+    s = server("remembered").start()
+    try:
+        box = s.create(resources=SMALL)["id"]
+        s.run(box, "head -c 8000000 /dev/urandom > /dev/shm/x")
+        snap = snapshot(s, box)["id"]
+        end(s, box)
+        path = os.path.join(s.state, "snapshots", snap, "memory")
+        size = os.stat(path).st_size
+
+        def settled():
+            harness.until(lambda: time.time() > os.stat(path).st_ctime + 0.5, 10, "time that tells a next change apart")
+        assert size > 8000000
+        settled()
+        assert compat_read(s, snap) >= size
+        assert compat_read(s, snap) < 1000000  # the manifest, the database
+        mend = flip("middle")(path)
+        settled()
+        assert compat_read(s, snap, ["memory"]) >= size
+        assert compat_read(s, snap, ["memory"]) < 1000000
+        mend()
+        settled()
+        end(s, restore(s, snap)["id"])
+        assert compat_read(s, snap) < 1000000
+        flip("last")(path)
+        assert compat_read(s, snap, ["memory"]) >= size
         drop(s, snap)
     finally:
         s.close()

@@ -11,8 +11,10 @@
 
 #include <fcntl.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
+#include "base/clock.h"
 #include "base/fd.h"
 #include "base/json.h"
 #include "sandbox/saved.h"
@@ -227,6 +229,60 @@ static void test_unexpected(void **state)
     assert_non_null(strstr(verify(x, got, sizeof got), "spool=unexpected"));
 }
 
+// Bytes that this thread has asked read() for.
+static unsigned long long bytes_read(void)
+{
+    char text[512] = "";
+    unsigned long long n = 0;
+    CLEANUP_FD int fd = open("/proc/thread-self/io", O_RDONLY | O_CLOEXEC);
+    assert_true(fd >= 0 && read(fd, text, sizeof text - 1) > 0);
+    assert_int_equal(sscanf(text, "rchar: %llu", &n), 1);
+    return n;
+}
+
+static void settle(const struct fixture *x)
+{
+    CLEANUP_FD int dir = openat(x->top, "one", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    struct saved_signature now;
+    saved_sign(dir, &now);
+    while (clock_wall_ms() - now.changed_ms < 200) // more than the granularity of change times that is reckoned with
+        nanosleep(&(struct timespec){0, 5000000}, NULL);
+}
+
+static bool read_memory(struct fixture *x, const char *want)
+{
+    const unsigned long long before = bytes_read();
+    assert_verdict(x, want);
+    return bytes_read() - before >= 3ull * RAM_PAGE; // the rest, the manifest with it, is less
+}
+
+static void test_remembered(void **state)
+{
+    struct fixture *x = *state;
+    assert_true(read_memory(x, "")); // just written: another change may have the same time
+    settle(x);
+    assert_true(read_memory(x, ""));
+    assert_false(read_memory(x, ""));
+    flip(x, "one/memory", -1 + 3 * RAM_PAGE);
+    assert_true(read_memory(x, "memory=differs"));
+    settle(x);
+    assert_true(read_memory(x, "memory=differs"));
+    assert_false(read_memory(x, "memory=differs"));
+    flip(x, "one/memory", -1 + 3 * RAM_PAGE);
+    put(x->top, "one/more", "");
+    settle(x);
+    assert_true(read_memory(x, "more=unexpected"));
+    assert_false(read_memory(x, "more=unexpected"));
+    assert_int_equal(unlinkat(x->top, "one/more", 0), 0);
+    struct saved s = {0};
+    CLEANUP_JSON json_t *mismatches = json_array();
+    const struct saved_expect e = {.kind = "snapshot", .id = "one", .manifest_sha256 = x->manifest, .epoch = EPOCH};
+    assert_int_equal(saved_open(x->store, x->top, "one", &e, &s, mismatches, &x->err), 0);
+    saved_verified(&s); // as its loading says
+    saved_close(&s);
+    assert_false(read_memory(x, ""));
+}
+
 // An older writing has a good seal.
 static void test_older(void **state)
 {
@@ -275,6 +331,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_missing_and_other_things, setup, teardown),
         cmocka_unit_test_setup_teardown(test_sizes, setup, teardown),
         cmocka_unit_test_setup_teardown(test_unexpected, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_remembered, setup, teardown),
         cmocka_unit_test_setup_teardown(test_older, setup, teardown),
         cmocka_unit_test_setup_teardown(test_own_disk, setup, teardown),
     };
