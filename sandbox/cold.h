@@ -65,6 +65,8 @@ void fork_run(struct sandbox *s, struct op *op);
 // Whether a sandbox can be made of it now: it is there, its time is not over. Errors: conflict/snapshot_deleted,
 // conflict/snapshot_expired.
 int snapshot_usable(const struct snapshot_row *row, struct err *err);
+// Its files are not as they were: because it was deleted after row was read? Then err says so (snapshot_deleted).
+bool snapshot_deleted_meanwhile(struct manager *m, const struct snapshot_row *row, struct err *err);
 // Its files: how much there was, and whether something is left.
 void snapshot_erase(struct manager *m, const char *id, uint64_t *ret_bytes, int *ret_failed);
 void snapshots_sweep(struct manager *m);                       // half-written ones of an earlier server

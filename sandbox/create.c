@@ -70,7 +70,11 @@ static const char *failure_reason(const struct err *err)
 static bool refused(struct launch *l, const struct err *why)
 {
     struct err err = {0};
-    if (l->kind != LAUNCH_RESTORE || l->ran || why->kind != ERR_SNAPSHOT_MISMATCH)
+    static const char *const CODES[] = {"snapshot_deleted", "disk_full", "memory_budget"};
+    bool named = why->kind == ERR_SNAPSHOT_MISMATCH;
+    for (size_t i = 0; i < sizeof CODES / sizeof *CODES; i++)
+        named = named || strcmp(why->code, CODES[i]) == 0;
+    if (l->kind != LAUNCH_RESTORE || l->ran || !named)
         return false;
     CLEANUP_JSON json_t *report = json_pack("{s:[],s:[],s:[]}", "erased", "retained", "failed");
     if (sandbox_erase(l->s, report, true, &err) != 0)

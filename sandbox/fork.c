@@ -2,7 +2,7 @@
 //
 // freeze → capture (the source goes on) → per child prepare, launch, restore, agent → commit. The children's rows are
 // written with the intent, as `starting`; they become `running` together in one transaction, or are undone together. A
-// restart undoes what had not come to its commit.
+// restart undoes what had not come to its commit. One file, though long: the group's counts of who is still to come are its alone.
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>

@@ -9,7 +9,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "sandbox/internal.h"
+#include "sandbox/cold.h"
 #include "sandbox/saved.h"
 
 #define RETRY_MS 60000 // a template that could not be made is tried again after this
@@ -537,20 +537,9 @@ static void take_over(struct origin *to, struct origin *from)
     from->runs = (struct ram_runs){0};
 }
 
-// Looked at before its end: a delete that comes later finds the origin, whether it is still in the making or ready.
-static bool deleted_meanwhile(struct manager *m, const struct snapshot_row *row)
-{
-    struct snapshot_row now = {0};
-    struct err err = {0};
-    const int found = snapshot_get(m->store, row->tenant, row->id, &now, &err);
-    const bool gone = found != 0 || now.state != SNAPSHOT_READY;
-    if (found == 0)
-        snapshot_row_free(&now);
-    return gone;
-}
-
 int origin_snapshot(struct manager *m, const struct snapshot_row *row, struct origin **ret, struct err *err)
 {
+    struct err ignored = {0};
     struct origin *o = NULL, *made = NULL;
     const struct ask ask = {.key = row->id, .parent_dirfd = m->snapshots_dirfd, .name = row->id, .again = true};
     const int claimed = claim_untouched(m, &ask, &o, err);
@@ -565,8 +554,10 @@ int origin_snapshot(struct manager *m, const struct snapshot_row *row, struct or
     if (!failed) {
         take_over(o, made);
         *ret = o;
-        if (deleted_meanwhile(m, row))
+        if (snapshot_deleted_meanwhile(m, row, &ignored))
             origin_forget(m, row->id);
+    } else if (err->kind == ERR_SNAPSHOT_MISMATCH) {
+        (void)snapshot_deleted_meanwhile(m, row, err);
     }
     origin_unref(m, made);
     conclude(m, o, failed ? err : NULL, false, !failed);

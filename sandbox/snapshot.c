@@ -361,6 +361,19 @@ int snapshot_usable(const struct snapshot_row *row, struct err *err)
     return 0;
 }
 
+bool snapshot_deleted_meanwhile(struct manager *m, const struct snapshot_row *row, struct err *err)
+{
+    struct snapshot_row now = {0};
+    struct err ignored = {0};
+    const bool deleted = snapshot_get(m->store, row->tenant, row->id, &now, &ignored) == 0 && now.state != SNAPSHOT_READY;
+    snapshot_row_free(&now);
+    if (!deleted)
+        return false;
+    memset(err, 0, sizeof *err);
+    err_set(err, ERR_CONFLICT, "snapshot_deleted", "the snapshot was deleted");
+    return true;
+}
+
 // ---- back into memory ---------------------------------------------------------------------------------------------------
 static int open_row(struct manager *m, const struct snapshot_row *row, struct saved *ret, json_t *mismatches,
                     struct err *err)
@@ -424,13 +437,11 @@ json_t *manager_snapshot_compat(struct manager *m, const char *tenant, const cha
     struct snapshot_row row = {0};
     struct saved files = {0};
     const int found = snapshot_get(m->store, tenant, id, &row, err);
-    if (found != 0 || row.state != SNAPSHOT_READY) {
-        if (found == 0) {
+    if (found != 0 || snapshot_usable(&row, err) != 0) {
+        if (found == 0)
             snapshot_row_free(&row);
-            err_set(err, ERR_CONFLICT, "snapshot_deleted", "the snapshot was deleted");
-        } else if (found > 0) {
+        else if (found > 0)
             *err = not_found_error();
-        }
         return NULL;
     }
     CLEANUP_JSON json_t *mismatches = json_array(), *machine = machine_of_snapshot(m, &row, err);
@@ -442,6 +453,8 @@ json_t *manager_snapshot_compat(struct manager *m, const char *tenant, const cha
         failed = compare(m, &files, machine, mismatches, err);
     }
     saved_close(&files);
+    if (!failed && json_array_size(mismatches) > 0)
+        failed = snapshot_deleted_meanwhile(m, &row, err) ? -1 : 0;
     snapshot_row_free(&row);
     if (failed)
         return NULL;
