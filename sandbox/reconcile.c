@@ -136,8 +136,9 @@ static void end_stray(struct sandbox *s, const json_t *runtime)
 {
     struct err err = {0};
     if (vm_end_stray(runtime, s->id, s->m->o.cgroup_parent, &err) != 0)
-        log_error("sandbox %s: %s %s", s->id, err.detail, err.internal);
-    sandbox_uid_release(s);
+        log_error("sandbox %s: %s %s", s->id, err.detail, err.internal); // it may live: uid and memory stay taken
+    else
+        sandbox_uid_release(s);
 }
 
 static void gone_while_down(struct sandbox *s, enum vm_adopt_verdict v, const json_t *runtime)
@@ -511,8 +512,10 @@ static void sweep_runs(const struct orphans *o)
     for (size_t i = 0; i < json_array_size(o->runs); i++) {
         const char *name = json_string_value(json_array_get(o->runs, i));
         struct err err = {0};
-        if (id_valid(ID_SANDBOX, name) && vm_end_stray(NULL, name, m->o.cgroup_parent, &err) != 0)
+        if (id_valid(ID_SANDBOX, name) && vm_end_stray(NULL, name, m->o.cgroup_parent, &err) != 0) {
             log_error("orphan %s: %s %s", name, err.detail, err.internal);
+            continue; // found again by its directory
+        }
         if (fd_remove_tree(m->run_dirfd, name, NULL) != 0)
             log_warn("orphan %s: its run directory could not be removed", name);
     }
