@@ -189,14 +189,14 @@ static int journal_runtime(struct launch *l, struct err *err)
 static void take_vm(struct launch *l, struct vm *vm)
 {
     struct sandbox *s = l->s;
-    struct origin *ref = l->origin ? origin_ref(s->m, l->origin) : NULL;
+    struct origin *ref = l->origin ? origin_map_ref(s->m, l->origin) : NULL;
     l->vm = vm;
     pthread_mutex_lock(&s->lock);
     s->vm = vm;
     struct origin *old = s->origin;
     s->origin = ref;
     pthread_mutex_unlock(&s->lock);
-    origin_unref(s->m, old);
+    origin_map_unref(s->m, old);
 }
 
 static void begin_vm(struct sandbox *s)

@@ -23,7 +23,7 @@ int sandbox_drop_vm(struct sandbox *s, bool end, struct err *err)
     s->origin = NULL;
     s->session = false;
     pthread_mutex_unlock(&s->lock);
-    origin_unref(s->m, origin);
+    origin_map_unref(s->m, origin);
     if (!vm)
         return 0;
     const int failed = end ? vm_end(vm, err) : 0;

@@ -68,22 +68,46 @@ struct origin *origin_ref(struct manager *m, struct origin *o)
     return o;
 }
 
-static void unref(struct manager *m, struct origin *o, bool pool)
+enum user { USER_ANY, USER_POOL, USER_MAP };
+
+static void unref(struct manager *m, struct origin *o, enum user user)
 {
+    int files[3] = {-1, -1, -1};
     if (!o)
         return;
     pthread_mutex_lock(&m->origins.lock);
     o->used_ms = clock_mono_ms();
-    o->pool_refs -= pool;
+    o->pool_refs -= user == USER_POOL;
+    o->map_refs -= user == USER_MAP;
     const bool last = --o->refs == 0;
-    if (last)
+    if (last) {
         m->origins.unlisted_bytes -= o->counted_bytes;
+    } else if (!o->listed && o->refs == o->map_refs) {
+        memcpy(files, (const int[]){o->state_fd, o->disk_fd, o->spool_dirfd}, sizeof files);
+        o->state_fd = o->disk_fd = o->spool_dirfd = -1;
+    }
     pthread_mutex_unlock(&m->origins.lock);
+    for (size_t i = 0; i < 3; i++)
+        fd_close(&files[i]);
     if (!last)
         return;
     struct origin *base = o->base;
     origin_free(o);
-    unref(m, base, false);
+    unref(m, base, USER_ANY);
+}
+
+struct origin *origin_map_ref(struct manager *m, struct origin *o)
+{
+    pthread_mutex_lock(&m->origins.lock);
+    o->refs++;
+    o->map_refs++;
+    pthread_mutex_unlock(&m->origins.lock);
+    return o;
+}
+
+void origin_map_unref(struct manager *m, struct origin *o)
+{
+    unref(m, o, USER_MAP);
 }
 
 void origin_count(struct manager *m, struct origin *o)
@@ -96,7 +120,7 @@ void origin_count(struct manager *m, struct origin *o)
 
 void origin_unref(struct manager *m, struct origin *o)
 {
-    unref(m, o, false);
+    unref(m, o, USER_ANY);
 }
 
 struct origin *origin_pool_ref(struct manager *m, struct origin *o)
@@ -110,7 +134,7 @@ struct origin *origin_pool_ref(struct manager *m, struct origin *o)
 
 void origin_pool_unref(struct manager *m, struct origin *o)
 {
-    unref(m, o, true);
+    unref(m, o, USER_POOL);
 }
 
 int origin_state_open(const struct origin *o, struct err *err)
@@ -137,6 +161,7 @@ static void unlink_locked(struct origins *os, struct origin *o)
     for (struct origin **at = &os->list; *at; at = &(*at)->next)
         if (*at == o) {
             *at = o->next;
+            o->listed = false;
             o->counted_bytes = o->held_bytes;
             os->unlisted_bytes += o->counted_bytes;
             return;
@@ -249,6 +274,7 @@ static int claim(struct manager *m, const struct ask *a, struct origin **ret, st
             snprintf(o->key, sizeof o->key, "%s", a->key);
             o->next = os->list;
             os->list = o;
+            o->listed = true;
             *ret = o;
             pthread_mutex_unlock(&os->lock);
             return 1;

@@ -21,6 +21,8 @@ struct origin {
     struct origin *next;
     int refs;                          // under origins.lock; the cache itself holds one
     int pool_refs;                     // of them the pool's: it gives them up where the memory is needed
+    int map_refs;                      // of them sandboxes' that run: they map its memory and need no file any more
+    bool listed;                       // it is in the cache
     enum origin_state state;
     bool forgotten;                    // while it is made: it is for who waits for it, and does not stay in the cache
     char key[DIGEST_TEXT_MAX];         // template key or snapshot id; "" for a live fork: not in the cache
@@ -103,6 +105,10 @@ void origin_count(struct manager *m, struct origin *o);
 void origin_put_done(struct origin *o);     // of one that is not shared
 // Takes it out of the cache (its users go on); one in the making when it is made.
 void origin_forget(struct manager *m, const char *key);
+// For a VM that was launched from it. One that is out of the cache and has only such users lets go of its disk and state: what a
+// deletion erased has its room back.
+struct origin *origin_map_ref(struct manager *m, struct origin *o);
+void origin_map_unref(struct manager *m, struct origin *o);    // accepts NULL
 // The same for the pool.
 struct origin *origin_pool_ref(struct manager *m, struct origin *o);
 void origin_pool_unref(struct manager *m, struct origin *o);

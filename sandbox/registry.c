@@ -128,7 +128,7 @@ void sandbox_unref(struct sandbox *s)
 {
     if (!s || atomic_fetch_sub(&s->refs, 1) > 1)
         return;
-    origin_unref(s->m, s->origin);
+    origin_map_unref(s->m, s->origin);
     sandbox_info_unref(s->info);
     logfile_close(s->log);
     fd_close(&s->out_dirfd);

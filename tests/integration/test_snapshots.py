@@ -3,6 +3,7 @@ import http.client
 import os
 import select
 import signal
+import subprocess
 import threading
 import time
 
@@ -916,6 +917,55 @@ def test_if_match(s):
         s.req("POST", f"{BOX}/{box}/resume", expect=200)
     s.delete(f"{BOX}/{box}", expect=200)
     s.delete(f"{BOX}/{kids[0]['id']}", expect=200)
+
+
+@harness.deadline(90)
+def test_erased_has_its_room_back(s):
+    """What continues from a deleted snapshot, or from a live fork's moment, holds no file of it open; it and its own go on"""
+    box = s.create()["id"]
+    s.run(box, "head -c 5000000 /dev/urandom > /work/big; sync; sha256sum /work/big > /work/sum")
+    snap = snapshot(s, box)["id"]
+    kid = restore(s, snap)["id"]
+    twin = fork(s, box, 1)["items"][0]["id"]
+    drop(s, snap)
+
+    def held():
+        names = []
+        for fd in os.listdir(f"/proc/{s.process.pid}/fd"):
+            try:
+                names.append(os.readlink(f"/proc/{s.process.pid}/fd/{fd}"))
+            except OSError:
+                pass
+        return [n for n in names if n.endswith("(deleted)") and "/snapshots/" in n or f"{s.state}/#" in n]
+    harness.until(lambda: not held(), 10, f"no file of it is held: {held()}")
+    later = snapshot(s, kid)["id"]
+    s.post(f"{BOX}/{kid}/cold", expect=200)
+    s.post(f"{BOX}/{kid}/resume", expect=200)
+    more = [restore(s, later)["id"], *(b["id"] for b in fork(s, twin, 2)["items"])]
+    for one in (kid, twin, *more):
+        s.run(one, "sha256sum -c --quiet /work/sum", check=True)
+    end(s, box, kid, twin, *more)
+    drop(s, later)
+
+
+@harness.deadline(60)
+def test_cold_that_cannot_be_erased(s):
+    """A delete of a cold sandbox that leaves something is a cleanup_failed with its report, its job ends, and it can be tried again"""
+    box = s.create()["id"]
+    s.post(f"{BOX}/{box}/cold", expect=200)
+    inside = os.path.join(s.state, "sandboxes", box, "cold", "in-the-way")
+    os.mkdir(inside)
+    if subprocess.run(["mount", "-t", "tmpfs", "none", inside], capture_output=True).returncode != 0:
+        raise harness.Skip("mounting is not allowed here")
+    try:
+        a = s.delete(f"{BOX}/{box}", expect=500)
+        assert a.kind == "cleanup_failed" and a.json["report"]["failed"], a
+        assert s.get(f"{BOX}/{box}").json["state"] == "failed"
+    finally:
+        subprocess.run(["umount", inside], check=True)
+    report = s.delete(f"{BOX}/{box}", expect=200).json
+    assert report["state"] == "destroyed" and not report["failed"], report
+    jobs_ended(s)
 
 
 @harness.deadline(120)
