@@ -426,6 +426,23 @@ static void wake_commit(struct sandbox *s, struct op *op, struct launch *l)
     op_done(op, s, NULL);
 }
 
+void cold_to_stopped_run(struct sandbox *s, struct op *op)
+{
+    struct err err = {0};
+    struct sandbox_row row = {0};
+    if (sandbox_present_state(s) != SANDBOX_COLD || op_should_stop(s, op, &err))
+        return;
+    commands_finish_all(s, OUTCOME_KILLED);
+    row_next(s, &row, SANDBOX_STOPPED, "expired");
+    struct change c = {.from_state = SANDBOX_COLD, .cause = "expired"};
+    if (commit_row(s, &c, &row, &err) != 0) {
+        log_warn_limited("sandbox %s: its expiry could not be recorded: %s", s->id, err.detail); // the next tick tries again
+        return;
+    }
+    cold_erase(s, NULL);
+    log_info("sandbox %s: expired, stopped", s->id);
+}
+
 // Back to cold where the guest has not run; else it is a VM that died.
 static void wake_failed(struct sandbox *s, struct op *op, struct launch *l, bool ran, const struct err *why)
 {

@@ -55,6 +55,7 @@ void room_give(struct manager *m, uint64_t bytes);
 uint64_t room_of_disk(int dirfd, const char *path);
 
 void cold_run(struct sandbox *s, struct op *op);
+void cold_to_stopped_run(struct sandbox *s, struct op *op);    // the ttl of a cold one with on_expiry stop: memory goes, disk stays
 void expire_cold_run(struct sandbox *s, struct op *op);        // … and where that fails stopped: it does not outlive its ttl
 void wake_run(struct sandbox *s, struct op *op);               // resume of a cold one
 void wake_resume(struct sandbox *s, struct op *op);            // … of an earlier server, its VM adopted

@@ -38,7 +38,8 @@ static void expire(struct sandbox *s, int64_t now_wall_ms)
     const bool due = row->expires_at_ms > 0 && now_wall_ms >= row->expires_at_ms;
     const bool cold = strcmp(row->on_expiry, "cold") == 0;
     const bool stop = cold || strcmp(row->on_expiry, "stop") == 0;
-    const bool act = due && (stop ? row->state == SANDBOX_RUNNING || row->state == SANDBOX_PAUSED
+    const bool is_cold = row->state == SANDBOX_COLD;
+    const bool act = due && (stop ? row->state == SANDBOX_RUNNING || row->state == SANDBOX_PAUSED || (is_cold && !cold)
                                   : row->state != SANDBOX_DESTROYED);
     sandbox_info_unref(view);
     pthread_mutex_lock(&s->lock);
@@ -49,7 +50,7 @@ static void expire(struct sandbox *s, int64_t now_wall_ms)
     struct admission a;
     if (stop) {
         system_admission(&a, s->tenant, cold ? "sandbox.cold" : "sandbox.stop", s->id);
-        struct op *op = op_new(cold ? "cold" : "expire", cold ? expire_cold_run : stop_run, &a, 200, NULL);
+        struct op *op = op_new(cold ? "cold" : "expire", cold ? expire_cold_run : is_cold ? cold_to_stopped_run : stop_run, &a, 200, NULL);
         if (!op)
             return;
         strcpy(op->cause, "expired");

@@ -286,8 +286,10 @@ static void rest_without_vm(struct sandbox *s, int state)
     CLEANUP_JSON json_t *runtime = runtime_of(s);
     if (runtime)
         end_stray(s, runtime);
-    if (state != SANDBOX_COLD)
-        commands_finish_all(s, state == SANDBOX_STOPPED ? OUTCOME_KILLED : OUTCOME_LOST);
+    if (state == SANDBOX_COLD)
+        return;
+    cold_erase(s, NULL);
+    commands_finish_all(s, state == SANDBOX_STOPPED ? OUTCOME_KILLED : OUTCOME_LOST);
 }
 
 static void resume_create(struct sandbox *s, struct job_row *job, const struct admission *a, bool start)

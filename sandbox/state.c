@@ -10,7 +10,7 @@ const struct sm_state SANDBOX_STATE_TABLE[SANDBOX_STATES] = {
                          TO(PAUSED) | TO(COLD) | TO(STOPPING) | TO(STOPPED) | TO(FAILED) | TO(DESTROYED), false},
     [SANDBOX_PAUSED] = {"paused",
                         TO(RUNNING) | TO(COLD) | TO(STOPPING) | TO(STOPPED) | TO(FAILED) | TO(DESTROYED), false},
-    [SANDBOX_COLD] = {"cold", TO(RESTORING) | TO(FAILED) | TO(DESTROYED), false}, // failed: its files could not be erased
+    [SANDBOX_COLD] = {"cold", TO(RESTORING) | TO(STOPPED) | TO(FAILED) | TO(DESTROYED), false}, // stopped: its ttl; failed: files left
     [SANDBOX_RESTORING] = {"restoring", TO(RUNNING) | TO(COLD) | TO(FAILED) | TO(DESTROYED), false},
     [SANDBOX_STOPPING] = {"stopping", TO(STOPPED) | TO(FAILED) | TO(DESTROYED), false},
     [SANDBOX_STOPPED] = {"stopped", TO(STARTING) | TO(FAILED) | TO(DESTROYED), false},

@@ -10,6 +10,7 @@
 //                              |
 //                              +--> starting (boots from its disk, where there is one)
 //
+//   cold ---> stopped (its ttl, with on_expiry stop), failed (a delete that left files)
 //   every state ---> destroyed (delete wins)
 //
 // Invariant: a VM (struct vm) exists only in starting, running, paused, stopping and restoring; destroyed is final.

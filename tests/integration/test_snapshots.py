@@ -968,6 +968,24 @@ def test_cold_that_cannot_be_erased(s):
     jobs_ended(s)
 
 
+@harness.deadline(60)
+def test_ttl_of_cold(s):
+    """The ttl runs on in cold state: with `stop` the memory goes and the disk stays"""
+    box = s.create(lifecycle={"ttl_seconds": 600, "on_expiry": "stop"})["id"]
+    s.run(box, "echo kept > /work/x; sync", check=True)
+    c = s.background(box, COUNT, timeout_seconds=600)
+    s.post(f"{BOX}/{box}/cold", expect=200)
+    s.req("PATCH", f"{BOX}/{box}", {"lifecycle": {"ttl_seconds": 1}}, expect=200)
+    harness.until(lambda: s.get(f"{BOX}/{box}").json["state"] == "stopped", 15, "its expiry")
+    assert s.get(f"{BOX}/{box}").json["state_reason"] == "expired"
+    harness.until(lambda: not os.path.exists(os.path.join(s.state, "sandboxes", box, "cold")), 10, "its memory's end")
+    assert s.wait(box, c, 10)["outcome"] == "killed"
+    s.req("PATCH", f"{BOX}/{box}", {"lifecycle": {"ttl_seconds": 600}}, expect=200)
+    s.post(f"{BOX}/{box}/start", expect=200)
+    assert s.run(box, "cat /work/x")["stdout"] == "kept\n"
+    end(s, box)
+
+
 @harness.deadline(120)
 def test_mute_agent(s):
     """A guest that does not answer is not saved: 504 agent_freeze for snapshot, cold and fork; it goes on when it answers again"""
