@@ -84,18 +84,33 @@ static void reply_fork(struct api_call *c, struct sandbox_info *const *items, si
     reply_json(c, 201, j);
 }
 
+// A deletion that left something behind carries its report.
+static void add_report(struct api_call *c)
+{
+    struct snapshot_row row = {0};
+    struct err err = {0};
+    if (snapshot_get(c->a->store, c->in->a.tenant, c->in->ids[0], &row, &err) == 0) {
+        c->in->extra = json_object();
+        json_put(c->in->extra, "report", view_snapshot_deletion(&row, &c->in->a));
+        snapshot_row_free(&row);
+    }
+}
+
 static void finish(void *arg)
 {
     struct act *act = arg;
     struct api_call *c = act->c;
-    if (act->err.kind != ERR_NONE)
+    if (act->err.kind != ERR_NONE) {
+        if (act->deletion && act->err.kind == ERR_CLEANUP_FAILED)
+            add_report(c);
         call_fail(c, &act->err);
-    else if (act->items)
+    } else if (act->items) {
         reply_fork(c, act->items, act->n, act->job_id);
-    else if (act->deletion)
+    } else if (act->deletion) {
         reply_json(c, 200, view_snapshot_deletion(&act->row, &c->in->a));
-    else
+    } else {
         reply_snapshot(c, 201, &act->row, &c->in->a);
+    }
     act_free(act);
 }
 

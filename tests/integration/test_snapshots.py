@@ -969,6 +969,26 @@ def test_cold_that_cannot_be_erased(s):
 
 
 @harness.deadline(60)
+def test_snapshot_that_cannot_be_erased(s):
+    """A delete of a snapshot that leaves something is a cleanup_failed with its report, and can be tried again"""
+    box = s.create()["id"]
+    snap = snapshot(s, box)["id"]
+    inside = os.path.join(s.state, "snapshots", snap, "in-the-way")
+    os.mkdir(inside)
+    if subprocess.run(["mount", "-t", "tmpfs", "none", inside], capture_output=True).returncode != 0:
+        raise harness.Skip("mounting is not allowed here")
+    try:
+        a = s.delete(f"{SNAP}/{snap}", expect=500)
+        assert a.kind == "cleanup_failed" and a.json["report"]["failed"] and a.json["report"]["snapshot_id"] == snap, a
+    finally:
+        subprocess.run(["umount", inside], check=True)
+    report = s.delete(f"{SNAP}/{snap}", expect=200).json
+    assert report["state"] == "deleted" and not report["failed"], report
+    assert snap not in os.listdir(os.path.join(s.state, "snapshots"))
+    end(s, box)
+
+
+@harness.deadline(60)
 def test_ttl_of_cold(s):
     """The ttl runs on in cold state: with `stop` the memory goes and the disk stays"""
     box = s.create(lifecycle={"ttl_seconds": 600, "on_expiry": "stop"})["id"]
