@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #define PRUNE_EVERY_MS 60000
 
@@ -18,10 +19,12 @@ static void go_on(struct sandbox *s, int64_t now_mono_ms)
     const bool remove = idle && s->delete_wanted && s->delete_again_ms > 0 && now_mono_ms >= s->delete_again_ms;
     const enum vm_gone how = s->gone_how;
     pthread_mutex_unlock(&s->lock);
-    system_admission(&a, s->tenant, remove ? "sandbox.delete" : "sandbox.vm", s->id);
+    if (!remove && !ended)
+        return;
+    system_admission(&a, s->tenant, remove ? "sandbox.delete" : "sandbox.state", s->id);
     if (remove) {
         manager_delete_by_system(s, &a, "");
-    } else if (ended) {
+    } else {
         struct op *op = op_new("gone", gone_run, &a, 200, NULL);
         if (!op)
             return;
@@ -112,7 +115,8 @@ static void prune_work(void *arg)
 }
 
 // Directories of sandboxes whose rows are past their retention: a prune was cut between the two. Listed before the rows are
-// read: a create's row is there before its directory is.
+// read: a create's row is there before its directory is. One with a disk or a memory was not deleted: a database from a backup
+// does not know it, and its data are not ours to erase.
 struct record_dir {
     char id[ID_MAX];
     bool known;
@@ -152,6 +156,18 @@ static bool record_add(struct record_dirs *r, const char *name)
     return true;
 }
 
+static bool has_data(int dirfd, const char *id)
+{
+    char path[ID_MAX + 16];
+    bool has = false;
+    static const char *const NAMES[] = {"disk.raw", "cold"};
+    for (size_t i = 0; i < sizeof NAMES / sizeof *NAMES; i++) {
+        snprintf(path, sizeof path, "%s/%s", id, NAMES[i]);
+        has = has || faccessat(dirfd, path, F_OK, AT_SYMLINK_NOFOLLOW) == 0;
+    }
+    return has;
+}
+
 void retention_sweep(struct manager *m)
 {
     struct record_dirs r = {0};
@@ -163,7 +179,7 @@ void retention_sweep(struct manager *m)
         return;
     }
     for (const struct dirent *e; (e = readdir(d));)
-        if (id_valid(ID_SANDBOX, e->d_name) && !record_add(&r, e->d_name))
+        if (id_valid(ID_SANDBOX, e->d_name) && !has_data(fd, e->d_name) && !record_add(&r, e->d_name))
             break; // the rest at the next start
     closedir(d);
     if (r.n > 0)
@@ -202,8 +218,10 @@ void reaper_tick(void *arg)
         commands_tick(all[i], mono);
         transfers_tick(all[i], mono);
         sandbox_session_tick(all[i], mono);
-        if (reconciled)
-            go_on(all[i], mono), expire(all[i], wall);
+        if (reconciled) {
+            go_on(all[i], mono);
+            expire(all[i], wall);
+        }
         sandbox_unref(all[i]);
     }
     free(all);

@@ -260,9 +260,15 @@ def test_records_without_a_row():
         os.makedirs(os.path.join(stray, "out"))
         with open(os.path.join(stray, "out/x.stdout"), "w") as f:
             f.write("secret")
+        whole = stray[:-1] + "z"  # as a database from a backup would not know it
+        os.makedirs(whole)
+        with open(os.path.join(whole, "disk.raw"), "w") as f:
+            f.write("somebody's")
         s.kill()
         s.start()
         harness.until(lambda: not os.path.exists(stray), 20, "the stray records' end")
+        assert os.path.exists(os.path.join(whole, "disk.raw")), "data that no record knows were erased"
+        shutil.rmtree(whole)
         c = s.get(f"{BOX}/{box}/commands", expect=200).json["items"][0]["command_id"]
         assert s.output(box, c) == b"kept\n"
     finally:
