@@ -74,7 +74,7 @@ int receipt_each_pending_all_tenants(struct store *s, bool (*fn)(void *, const s
     CLEANUP_STMT struct stmt *st =
         db ? db_stmt(db, "SELECT tenant, token_id, request_id, operation, sandbox_id, job_id, audit_id, id, idem_key,"
                          " method, path, body_sha256 FROM receipts WHERE state = 1 ORDER BY id", err) : NULL;
-    struct admission a;
+    struct admission a = {0};
     int got;
     while ((got = row_next(st, &ADMISSION, &a, err)) > 0)
         if (!fn(arg, &a))
