@@ -716,12 +716,12 @@ def test_fork_disk_reserve():
             snap = snapshot(s, box)["id"]
             used = os.stat(os.path.join(s.state, "sandboxes", box, "disk.raw")).st_blocks * 512
 
-            def fill(copies):
+            def fill(copies, name="fill"):
                 """So many copies fit, and no more."""
                 v = os.statvfs(mount)
                 room = v.f_bavail * v.f_frsize - int((copies + 0.5) * used) - (150 << 20)
                 assert room > 0, room
-                with open(os.path.join(mount, "fill"), "wb") as f:
+                with open(os.path.join(mount, name), "wb") as f:
                     os.posix_fallocate(f.fileno(), 0, room)
 
             def refused(path, body):
@@ -737,7 +737,9 @@ def test_fork_disk_reserve():
             marked(s, kid)
             v = os.statvfs(mount)
             assert v.f_bavail * v.f_frsize > 150 << 20, "the reserve"
+            fill(0, "more")  # the copy of the moment is gone with the fork
             refused(BOX, {"snapshot_id": snap, "lifecycle": LIFE})
+            os.unlink(os.path.join(mount, "more"))
             end(s, *(live(s) - {box}))
             marked(s, restore(s, snap)["id"])  # what was promised is given back
             assert s.run(box, ["true"])["exit_code"] == 0
