@@ -124,7 +124,7 @@ def test_disk_full_at_the_end():
             dead = s.create(resources=small)["id"]
             due = s.create(resources=small, lifecycle={"ttl_seconds": 600, "on_expiry": "destroy"})["id"]
             s.req("PATCH", f"{BOX}/{due}", {"lifecycle": {"ttl_seconds": 4}}, expect=200)
-            with open(fill, "wb") as f:
+            with open(fill, "wb", buffering=0) as f:
                 try:
                     while True:
                         f.write(bytes(1 << 16))
