@@ -275,11 +275,13 @@ int process_start(const struct vm_spec *spec, const struct process_fds *fds, str
     ret->stderr_fd = stderr_memory(err);
     if (ret->stderr_fd < 0)
         return -1;
-    CLEANUP_FD int qemu_fd = argv_qemu_is_foreign(spec) && !reachable(spec->qemu_path, spec->jail_uid)
-                                 ? open(spec->qemu_path, O_RDONLY | O_CLOEXEC) : -1;
+    const bool copied = argv_qemu_is_foreign(spec) && !reachable(spec->qemu_path, spec->jail_uid);
+    CLEANUP_FD int qemu_fd = copied ? open(spec->qemu_path, O_RDONLY | O_CLOEXEC) : -1;
+    if (copied && qemu_fd < 0)
+        return err_sys(err, errno, "opening QEMU");
     char **words = NULL;
     int failed = 0;
-    if (null_fd < 0 || argv_jail(spec, FD_INFO, qemu_fd < 0 ? -1 : FD_QEMU, &jail) != 0 || argv_qemu(spec, &inside, &qemu) != 0 ||
+    if (null_fd < 0 || argv_jail(spec, FD_INFO, copied ? FD_QEMU : -1, &jail) != 0 || argv_qemu(spec, &inside, &qemu) != 0 ||
         !(words = calloc(jail.n + qemu.n + 1, sizeof *words))) {
         failed = err_sys(err, ENOMEM, "preparing QEMU");
     } else {

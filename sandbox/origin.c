@@ -60,15 +60,17 @@ static void origin_free(struct origin *o)
     free(o);
 }
 
-struct origin *origin_ref(struct manager *m, struct origin *o)
+enum user { USER_ANY, USER_POOL, USER_MAP };
+
+static struct origin *ref(struct manager *m, struct origin *o, enum user user)
 {
     pthread_mutex_lock(&m->origins.lock);
     o->refs++;
+    o->pool_refs += user == USER_POOL;
+    o->map_refs += user == USER_MAP;
     pthread_mutex_unlock(&m->origins.lock);
     return o;
 }
-
-enum user { USER_ANY, USER_POOL, USER_MAP };
 
 static void unref(struct manager *m, struct origin *o, enum user user)
 {
@@ -96,20 +98,6 @@ static void unref(struct manager *m, struct origin *o, enum user user)
     unref(m, base, USER_ANY);
 }
 
-struct origin *origin_map_ref(struct manager *m, struct origin *o)
-{
-    pthread_mutex_lock(&m->origins.lock);
-    o->refs++;
-    o->map_refs++;
-    pthread_mutex_unlock(&m->origins.lock);
-    return o;
-}
-
-void origin_map_unref(struct manager *m, struct origin *o)
-{
-    unref(m, o, USER_MAP);
-}
-
 void origin_count(struct manager *m, struct origin *o)
 {
     o->counted_bytes = ram_bytes(o->ram_fd);
@@ -118,24 +106,12 @@ void origin_count(struct manager *m, struct origin *o)
     pthread_mutex_unlock(&m->origins.lock);
 }
 
-void origin_unref(struct manager *m, struct origin *o)
-{
-    unref(m, o, USER_ANY);
-}
-
-struct origin *origin_pool_ref(struct manager *m, struct origin *o)
-{
-    pthread_mutex_lock(&m->origins.lock);
-    o->refs++;
-    o->pool_refs++;
-    pthread_mutex_unlock(&m->origins.lock);
-    return o;
-}
-
-void origin_pool_unref(struct manager *m, struct origin *o)
-{
-    unref(m, o, USER_POOL);
-}
+struct origin *origin_ref(struct manager *m, struct origin *o) { return ref(m, o, USER_ANY); }
+void origin_unref(struct manager *m, struct origin *o) { unref(m, o, USER_ANY); }
+struct origin *origin_map_ref(struct manager *m, struct origin *o) { return ref(m, o, USER_MAP); }
+void origin_map_unref(struct manager *m, struct origin *o) { unref(m, o, USER_MAP); }
+struct origin *origin_pool_ref(struct manager *m, struct origin *o) { return ref(m, o, USER_POOL); }
+void origin_pool_unref(struct manager *m, struct origin *o) { unref(m, o, USER_POOL); }
 
 int origin_state_open(const struct origin *o, struct err *err)
 {

@@ -15,11 +15,11 @@
 #include "base/clock.h"
 #include "base/fd.h"
 #include "base/json.h"
+#include "qemu/vm.h"
 #include "sandbox/saved_int.h"
 #include "store/seal.h"
 
 #define MANIFEST_MAX (4u << 20)
-#define STATE_MAX (64u << 20) // device state is some 20 KiB; KVM adds little
 #define VERIFIED_MAX 64
 #define VERDICTS_MAX 512
 #define MISMATCHES_MAX 100
@@ -389,7 +389,7 @@ int saved_verify_own_disk(const struct saved *s, int disk_fd, json_t *mismatches
 static int load_state(const struct saved *s, int *ret_fd, json_t *mismatches, struct err *err)
 {
     uint8_t hash[SHA256_BYTES];
-    CLEANUP_BUF struct buf b = BUF_INIT(STATE_MAX);
+    CLEANUP_BUF struct buf b = BUF_INIT(VM_STATE_MAX);
     CLEANUP_FD int there = open_file(s, "state", mismatches, err);
     if (there < 0)
         return there == -1 ? -1 : 0;

@@ -1,4 +1,5 @@
 // QMP over a scripted monitor: calls find their answers, events have their consequences, what breaks fails the calls.
+// Longer than 600 lines: all of it speaks to one scripted monitor, whose states its parts share.
 #include "stand_in.h"
 
 #include <poll.h>
