@@ -63,6 +63,8 @@ void pause_run(struct sandbox *s, struct op *op);
 void resume_run(struct sandbox *s, struct op *op);             // from paused or cold
 void snapshot_run(struct sandbox *s, struct op *op);
 void fork_run(struct sandbox *s, struct op *op);
+// Of a running or paused sandbox, which goes on: *ret referenced, in no cache. Blocking for as long as its disk is copied.
+int fork_moment(struct sandbox *s, struct origin **ret, struct err *err);
 // Whether a sandbox can be made of it now: it is there, its time is not over. Errors: conflict/snapshot_deleted,
 // conflict/snapshot_expired.
 int snapshot_usable(const struct snapshot_row *row, struct err *err);
