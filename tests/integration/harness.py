@@ -190,6 +190,27 @@ def until(ask, seconds, what):
         select.select([], [], [], 0.02)
 
 
+def fill(path):
+    """A file there, of all that its filesystem has room for."""
+    with open(path, "wb", buffering=0) as f:  # with a buffer the last write would be that of close
+        try:
+            while True:
+                f.write(bytes(1 << 16))
+        except OSError:
+            pass
+
+
+def fd_names(pid):
+    """What its descriptors lead to."""
+    names = []
+    for fd in os.listdir(f"/proc/{pid}/fd"):
+        try:
+            names.append(os.readlink(f"/proc/{pid}/fd/{fd}"))
+        except OSError:
+            pass  # closed meanwhile
+    return names
+
+
 @contextlib.contextmanager
 def small_disk(mib):
     """A directory on a filesystem of its own with room for `mib`; it goes with the block"""

@@ -88,12 +88,7 @@ def test_disk_full():
             kept = s.run(box, "seq 10000")
             # A command that writes more than is left, while the filesystem is full to the last byte.
             c = s.background(box, "seq 3000000; echo end >&2", timeout_seconds=120)
-            with open(fill, "wb") as f:
-                try:
-                    while True:
-                        f.write(bytes(1 << 20))
-                except OSError:
-                    pass
+            harness.fill(fill)
             for method, path, body in (("POST", BOX, {"image": "debian", "lifecycle": LIFE}), ("POST", f"{BOX}/{box}/commands", {"argv": ["true"]})):
                 a = s.req(method, path, body, expect=503)
                 assert a.kind == "unavailable" and a.json["retryable"], a
@@ -124,12 +119,7 @@ def test_disk_full_at_the_end():
             dead = s.create(resources=small)["id"]
             due = s.create(resources=small, lifecycle={"ttl_seconds": 600, "on_expiry": "destroy"})["id"]
             s.req("PATCH", f"{BOX}/{due}", {"lifecycle": {"ttl_seconds": 4}}, expect=200)
-            with open(fill, "wb", buffering=0) as f:
-                try:
-                    while True:
-                        f.write(bytes(1 << 16))
-                except OSError:
-                    pass
+            harness.fill(fill)
             a = s.req("DELETE", f"{BOX}/{kept}", expect=(200, 503))  # 200 where the log of the database had room left
             assert a.status == 200 or (a.json["code"] == "disk_full" and a.json["retryable"]), a
             pid = harness.qemu_pid(dead)
@@ -176,12 +166,7 @@ def test_nothing_left(s):
 def test_close_on_exec(s, box):
     """QEMU has no descriptor of the server's that it was not given, and a session of its own"""
     pid = harness.qemu_pid(box)
-    names = []
-    for fd in os.listdir(f"/proc/{pid}/fd"):
-        try:
-            names.append(os.readlink(f"/proc/{pid}/fd/{fd}"))
-        except OSError:
-            pass
+    names = harness.fd_names(pid)
     for bad in ("airlock.db", "/token", "/keys", "/lock"):
         assert not [n for n in names if bad in n], (bad, names)
     assert os.getsid(pid) != os.getsid(s.process.pid)

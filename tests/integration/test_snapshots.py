@@ -678,13 +678,7 @@ def test_delete_while_restoring(s):
 def test_snapshot_deleted_while_restored(s):
     """A snapshot that is deleted while a restore reads its files is held by nobody afterwards"""
     def held():
-        links = []
-        for fd in os.listdir(f"/proc/{s.process.pid}/fd"):
-            try:
-                links.append(os.readlink(f"/proc/{s.process.pid}/fd/{fd}"))
-            except FileNotFoundError:
-                pass
-        return [link for link in links if f"/snapshots/{snap}/disk.raw" in link]
+        return [n for n in harness.fd_names(s.process.pid) if f"/snapshots/{snap}/disk.raw" in n]
     before = live(s)
     box = s.create()["id"]
     s.run(box, "head -c 80000000 /dev/urandom > /dev/shm/x; head -c 80000000 /dev/urandom > /work/x; sync", timeout_seconds=120)
@@ -932,13 +926,7 @@ def test_erased_has_its_room_back(s):
     drop(s, snap)
 
     def held():
-        names = []
-        for fd in os.listdir(f"/proc/{s.process.pid}/fd"):
-            try:
-                names.append(os.readlink(f"/proc/{s.process.pid}/fd/{fd}"))
-            except OSError:
-                pass
-        return [n for n in names if n.endswith("(deleted)") and "/snapshots/" in n or f"{s.state}/#" in n]
+        return [n for n in harness.fd_names(s.process.pid) if n.endswith("(deleted)") and "/snapshots/" in n or f"{s.state}/#" in n]
     harness.until(lambda: not held(), 10, f"no file of it is held: {held()}")
     later = snapshot(s, kid)["id"]
     s.post(f"{BOX}/{kid}/cold", expect=200)
