@@ -206,7 +206,7 @@ const struct param_value *call_param(const struct api_call *c, const char *name)
 int64_t call_param_integer(const struct api_call *c, const char *name, int64_t fallback);
 bool call_param_flag(const struct api_call *c, const char *name);
 const char *call_param_text(const struct api_call *c, const char *name, const char *fallback);
-int64_t call_if_match(const struct api_call *c); // the generation asked for; -1: none or any
+int64_t call_if_match(const struct api_call *c); // the generation asked for; 0: none or any; -1: one that nothing has
 // Reads path, query and headers of the operation; adds faults.
 int params_read(struct api_call *c, const struct api_request *req, const struct route_match *m);
 void params_validate(struct api_call *c, const char *query);

@@ -18,6 +18,7 @@ struct admission *call_admission(struct api_call *c)
     }
     snprintf(a->request_id, sizeof a->request_id, "%s", c->request_id);
     snprintf(a->operation, sizeof a->operation, "%s", c->op->name);
+    a->if_generation = call_if_match(c);
     if (c->op->n_params > 0 && c->op->params[0].in == PARAM_PATH && c->op->params[0].id_type == ID_SANDBOX)
         snprintf(a->sandbox_id, sizeof a->sandbox_id, "%s", in->ids[0]);
     if (c->op->evidence != EVIDENCE_NONE)

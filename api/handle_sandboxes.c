@@ -141,31 +141,13 @@ static void create(struct api_call *c)
         manager_create(c->a->manager, &r, &c->in->a, c->in->prefer_async ? 202 : 201, &cb);
 }
 
-// ---- If-Match ---------------------------------------------------------------------------------------------------
-bool call_generation_fits(struct api_call *c, bool queued)
-{
-    struct err err = {0};
-    const int64_t wanted = call_if_match(c);
-    if (wanted < 0)
-        return true;
-    struct sandbox_info *info = manager_get(c->a->manager, c->who->row.tenant, c->in->ids[0], &err);
-    if (info && info->row.generation != wanted)
-        err_set(&err, ERR_PRECONDITION_FAILED, "generation_mismatch", "the sandbox is at generation %" PRId64,
-                info->row.generation);
-    sandbox_info_unref(info);
-    c->in->a.if_generation = queued ? wanted : 0;
-    if (err.kind != ERR_NONE)
-        call_fail(c, &err);
-    return err.kind == ERR_NONE;
-}
-
 // ---- verbs ------------------------------------------------------------------------------------------------------
 static void verb(struct api_call *c, enum sandbox_verb v, const char *owner)
 {
     struct op_callbacks cb;
     if (v == VERB_DETACH)
         c->in->prefer_async = false; // done at once, without a job to point to
-    if (call_generation_fits(c, true) && act_new(c, 200, &cb))
+    if (act_new(c, 200, &cb))
         manager_verb(c->a->manager, c->in->ids[0], v, owner, &c->in->a, c->in->prefer_async ? 202 : 200, &cb);
 }
 
@@ -212,15 +194,33 @@ static void detach(struct api_call *c)
     verb(c, VERB_DETACH, owner ? owner : *kept ? kept : NULL);
 }
 
+// Of a delete, which waits for nobody: looked at when it is asked for.
+static bool generation_fits(struct api_call *c)
+{
+    struct err err = {0};
+    const int64_t wanted = call_if_match(c);
+    if (wanted == 0)
+        return true;
+    struct sandbox_info *info = manager_get(c->a->manager, c->who->row.tenant, c->in->ids[0], &err);
+    if (info && info->row.generation != wanted)
+        err_set(&err, ERR_PRECONDITION_FAILED, "generation_mismatch", "the sandbox is at generation %" PRId64,
+                info->row.generation);
+    sandbox_info_unref(info);
+    if (err.kind != ERR_NONE)
+        call_fail(c, &err);
+    return err.kind == ERR_NONE;
+}
+
 static void delete_(struct api_call *c)
 {
     struct op_callbacks cb;
-    if (!call_generation_fits(c, false))
+    if (!generation_fits(c))
         return;
     struct act *act = act_new(c, 200, &cb);
     if (!act)
         return;
     act->deletion = true;
+    c->in->a.if_generation = 0; // what comes before its turn does not stop it
     manager_delete(c->a->manager, c->in->ids[0], &c->in->a, 200, &cb);
 }
 
@@ -236,7 +236,6 @@ static void update(struct api_call *c)
         .labels = json_object_get(body, "labels"),
         .ttl_seconds = json_get_int(body, "ttl_seconds", json_get_int(lifecycle, "ttl_seconds", 0)),
         .on_expiry = json_get_str(lifecycle, "on_expiry"),
-        .if_generation = call_if_match(c),
     };
     struct op_callbacks cb;
     if (act_new(c, 200, &cb))

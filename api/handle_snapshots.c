@@ -157,7 +157,7 @@ static void create(struct api_call *c)
         .keep = json_is_true(json_object_get(retention, "keep")),
         .stop = json_is_true(json_object_get(body, "stop")),
     };
-    struct act *act = call_generation_fits(c, true) ? act_new(c) : NULL;
+    struct act *act = act_new(c);
     if (!act)
         return;
     const struct snapshot_callbacks cb = {on_admitted, on_snapshot, act};
@@ -209,7 +209,7 @@ static void delete_(struct api_call *c)
     act->deletion = true;
     c->in->prefer_async = false; // done at once, without a job
     const struct snapshot_callbacks cb = {on_admitted, on_snapshot, act};
-    manager_snapshot_delete(c->a->manager, c->in->ids[0], call_if_match(c), &c->in->a, 200, &cb);
+    manager_snapshot_delete(c->a->manager, c->in->ids[0], &c->in->a, 200, &cb);
 }
 
 // May read gigabytes: on a thread of its own, so that nothing else waits for it.
@@ -281,8 +281,7 @@ static void fork_(struct api_call *c)
         .detached = json_is_true(json_object_get(lifecycle, "detached")),
         .owner = json_get_str(lifecycle, "owner"),
     };
-    const bool of_sandbox = strcmp(c->op->name, "sandbox.fork") == 0;
-    struct act *act = !of_sandbox || call_generation_fits(c, true) ? act_new(c) : NULL;
+    struct act *act = act_new(c);
     if (!act)
         return;
     const struct fork_callbacks cb = {on_admitted, on_fork, act};

@@ -37,7 +37,8 @@ const char *call_param_text(const struct api_call *c, const char *name, const ch
 int64_t call_if_match(const struct api_call *c)
 {
     const char *text = call_param_text(c, "If-Match", NULL);
-    return text && *text == '"' ? strtoll(text + 1, NULL, 10) : -1;
+    const int64_t generation = text && *text == '"' ? strtoll(text + 1, NULL, 10) : 0;
+    return text && *text == '"' && generation == 0 ? -1 : generation;
 }
 
 // ---- decoding -----------------------------------------------------------------------------------------------------

@@ -60,8 +60,4 @@ bool list_begin(struct list *l, struct api_call *c);
 bool list_add(struct list *l, const char *id, json_t *item);
 void list_reply(struct list *l, int failed, const struct err *err);
 
-// Answers 412 where If-Match names another generation of the path's sandbox. queued: looked at again when the operation's turn
-// comes (ops.c).
-bool call_generation_fits(struct api_call *c, bool queued);
-
 #endif

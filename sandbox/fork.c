@@ -441,6 +441,9 @@ static int load_snapshot(struct fork_group *g, struct snapshot_row *row, struct 
             *err = not_found_error();
         return -1;
     }
+    if (g->a.if_generation != 0 && g->a.if_generation != row->generation)
+        return err_set(err, ERR_PRECONDITION_FAILED, "generation_mismatch", "the snapshot is at generation %lld",
+                       (long long)row->generation);
     return snapshot_usable(row, err);
 }
 

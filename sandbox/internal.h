@@ -57,7 +57,7 @@ struct op {
     char cause[WORD_MAX];
     char owner[LIMIT_OWNER_MAX];
     json_t *labels;              // new, or NULL
-    int64_t ttl_seconds, if_generation;
+    int64_t ttl_seconds;
     char on_expiry[WORD_MAX];
     enum vm_gone gone;
     unsigned vm_no;              // which VM of the sandbox an event is about

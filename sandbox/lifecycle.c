@@ -206,11 +206,6 @@ void patch_run(struct sandbox *s, struct op *op)
     row_next(s, &row);
     if (row.state == SANDBOX_DESTROYED || s->delete_wanted) {
         err_set(&err, ERR_CONFLICT, "destroyed", "a destroyed sandbox cannot be changed");
-    } else if (op->if_generation >= 0 && op->if_generation != row.generation - 1) {
-        err_set(&err, ERR_PRECONDITION_FAILED, "generation_mismatch", "the sandbox is at generation %lld",
-                (long long)row.generation - 1);
-    }
-    if (err.kind != ERR_NONE) {
         sandbox_row_free(&row);
         op_done(op, s, &err);
         return;
@@ -481,7 +476,6 @@ int manager_patch(struct manager *m, const char *id, const struct sandbox_patch 
     if (op) {
         op->labels = p->labels ? json_deep_copy(p->labels) : NULL;
         op->ttl_seconds = p->ttl_seconds;
-        op->if_generation = p->if_generation;
         snprintf(op->on_expiry, sizeof op->on_expiry, "%s", p->on_expiry ? p->on_expiry : "");
     }
     return queue(s, op, cb);

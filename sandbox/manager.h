@@ -116,7 +116,6 @@ struct sandbox_patch {
     const json_t *labels;      // NULL: unchanged; replaces all
     int64_t ttl_seconds;       // 0: unchanged; counts from now
     const char *on_expiry;     // NULL: unchanged
-    int64_t if_generation;     // -1: no If-Match (else precondition_failed)
 };
 int manager_patch(struct manager *m, const char *id, const struct sandbox_patch *p, const struct admission *a,
                   int success_status, const struct op_callbacks *cb);
@@ -158,9 +157,9 @@ struct snapshot_callbacks {
 // conflict/not_running, conflict/guest_disk_full, timeout/agent_freeze, unavailable/disk_full, rate_limited.
 int manager_snapshot(struct manager *m, const char *sandbox_id, const struct snapshot_request *r,
                      const struct admission *a, int success_status, const struct snapshot_callbacks *cb);
-// Async. row->deletion_json holds the report; a second delete gives the same one. if_generation -1: no If-Match. Errors:
+// Async. row->deletion_json holds the report; a second delete gives the same one. Errors:
 // precondition_failed, conflict/has_children, cleanup_failed.
-int manager_snapshot_delete(struct manager *m, const char *id, int64_t if_generation, const struct admission *a,
+int manager_snapshot_delete(struct manager *m, const char *id, const struct admission *a,
                             int success_status, const struct snapshot_callbacks *cb);
 // Blocking: reads the files, gigabytes of them, where one was touched since the last time; for a thread of its own.
 // {"compatible":bool,"mismatches":[{"field","expected","found"}]}, new; NULL with err.

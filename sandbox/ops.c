@@ -26,7 +26,6 @@ struct op *op_new(const char *name, void (*run)(struct sandbox *, struct op *), 
     op->success_status = status;
     if (cb)
         op->cb = *cb;
-    op->if_generation = -1;
     op->t0_us = clock_mono_us();
     return op;
 }

@@ -25,7 +25,6 @@ struct deletion {
     struct snapshot_callbacks cb;
     struct admission a;
     int status;
-    int64_t if_generation; // -1: any
     char id[ID_MAX], cause[WORD_MAX];
     bool admitted;
 };
@@ -104,7 +103,7 @@ static bool erased_whole(const struct snapshot_row *row)
 
 static int delete_now(struct deletion *d, struct snapshot_row *row, struct err *err)
 {
-    if (d->if_generation >= 0 && d->if_generation != row->generation)
+    if (d->a.if_generation != 0 && d->a.if_generation != row->generation)
         return err_set(err, ERR_PRECONDITION_FAILED, "generation_mismatch", "the snapshot is at generation %lld",
                        (long long)row->generation);
     if (row->state == SNAPSHOT_DELETED && erased_whole(row))
@@ -140,13 +139,13 @@ static void delete_work(void *arg)
     atomic_fetch_sub(&m->active, 1);
 }
 
-int manager_snapshot_delete(struct manager *m, const char *id, int64_t if_generation, const struct admission *a,
+int manager_snapshot_delete(struct manager *m, const char *id, const struct admission *a,
                             int success_status, const struct snapshot_callbacks *cb)
 {
     struct err err = {0};
     struct deletion *d = calloc(1, sizeof *d);
     if (d) {
-        *d = (struct deletion){.m = m, .cb = *cb, .a = *a, .status = success_status, .if_generation = if_generation,
+        *d = (struct deletion){.m = m, .cb = *cb, .a = *a, .status = success_status,
                                .cause = "deleted"};
         snprintf(d->id, sizeof d->id, "%s", id);
         atomic_fetch_add(&m->active, 1);
@@ -175,7 +174,6 @@ static bool expire_one(void *arg, const struct snapshot_row *row)
         return false;
     d->m = x->m;
     d->status = 200;
-    d->if_generation = -1;
     system_admission(&d->a, row->tenant, "snapshot.delete", row->sandbox_id);
     snprintf(d->id, sizeof d->id, "%s", row->id);
     snprintf(d->cause, sizeof d->cause, "expired");

@@ -31,7 +31,7 @@ struct admission {
     // Idempotency; key "" for none.
     char idem_key[256], method[8], path[512];
     uint8_t body_sha256[SHA256_BYTES];
-    int64_t if_generation;       // If-Match; 0: none. Looked at when the operation's turn comes
+    int64_t if_generation;       // If-Match: what the object must be at when the operation's turn comes; 0: anything
 };
 
 // Appends the authorizing audit entry (decision "allowed"), the pending receipt, the idempotency row (a row that

@@ -353,12 +353,26 @@ static int begin_on(struct manager *m, struct op *op, const char *id)
     return work_submit(m->pool, op_work, op);
 }
 
+static bool generation_fits(struct manager *m, const char *id, const struct admission *a, const struct op_callbacks *cb)
+{
+    struct err err = {0};
+    struct sandbox_info *i = manager_get(m, a->tenant, id, &err);
+    if (i && a->if_generation != 0 && a->if_generation != i->row.generation)
+        err_set(&err, ERR_PRECONDITION_FAILED, "generation_mismatch", "another generation");
+    sandbox_info_unref(i);
+    if (err.kind != ERR_NONE)
+        cb->done(cb->arg, NULL, &err);
+    return err.kind == ERR_NONE;
+}
+
 int manager_verb(struct manager *m, const char *id, enum sandbox_verb verb, const char *owner, const struct admission *a,
                  int success_status, const struct op_callbacks *cb)
 {
+    (void)owner;
+    if (!generation_fits(m, id, a, cb))
+        return 0;
     struct op *op = op_new(m, VERB, a, success_status, cb);
     op->verb = verb;
-    (void)owner;
     return begin_on(m, op, id);
 }
 
@@ -371,15 +385,9 @@ int manager_delete(struct manager *m, const char *id, const struct admission *a,
 int manager_patch(struct manager *m, const char *id, const struct sandbox_patch *p, const struct admission *a,
                   int success_status, const struct op_callbacks *cb)
 {
-    struct err err = {0};
-    struct sandbox_info *i = manager_get(m, a->tenant, id, &err);
-    if (i && p->if_generation >= 0 && p->if_generation != i->row.generation)
-        err_set(&err, ERR_PRECONDITION_FAILED, "generation_mismatch", "another generation");
-    sandbox_info_unref(i);
-    if (err.kind != ERR_NONE) {
-        cb->done(cb->arg, NULL, &err);
+    (void)p;
+    if (!generation_fits(m, id, a, cb))
         return 0;
-    }
     return begin_on(m, op_new(m, PATCH, a, success_status, cb), id);
 }
 
@@ -484,12 +492,12 @@ int manager_snapshot(struct manager *m, const char *sandbox_id, const struct sna
     return 0;
 }
 
-int manager_snapshot_delete(struct manager *m, const char *id, int64_t if_generation, const struct admission *a,
+int manager_snapshot_delete(struct manager *m, const char *id, const struct admission *a,
                             int success_status, const struct snapshot_callbacks *cb)
 {
     struct err err = {0};
-    (void)m, (void)id, (void)a, (void)success_status;
-    if (if_generation >= 0 && if_generation != 1)
+    (void)m, (void)id, (void)success_status;
+    if (a->if_generation != 0 && a->if_generation != 1)
         err_set(&err, ERR_PRECONDITION_FAILED, "generation_mismatch", "another generation");
     else
         err_set(&err, ERR_CONFLICT, "has_children", "others are built on it");

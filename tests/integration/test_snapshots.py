@@ -902,6 +902,13 @@ def test_if_match(s):
     old = {"If-Match": '"999"'}
     s.req("POST", f"{BOX}/{box}/fork", {"count": 1}, headers=old, expect=412)
     s.req("POST", f"{BOX}/{box}/snapshots", {**KEEP, "stop": True}, headers=old, expect=412)
+    snap = snapshot(s, box)["id"]
+    s.req("POST", f"{SNAP}/{snap}/fork", {"count": 1, "lifecycle": LIFE}, headers=old, expect=412)
+    for none in ('"0"', '"999"'):
+        s.req("PATCH", f"{BOX}/{box}", {"labels": {"a": "b"}}, headers={"If-Match": none}, expect=412)
+        s.req("DELETE", f"{SNAP}/{snap}", headers={"If-Match": none}, expect=412)
+        s.req("DELETE", f"{BOX}/{box}", headers={"If-Match": none}, expect=412)
+    drop(s, snap)
     assert s.get(f"{BOX}/{box}").json["state"] == "running"
     now = {"If-Match": tag()}
     kids = s.req("POST", f"{BOX}/{box}/fork", {"count": 1}, headers=now, expect=201).json["items"]
