@@ -151,7 +151,10 @@ void pause_run(struct sandbox *s, struct op *op)
         return;
     }
     crash_point(s, "pause");
-    if (vm_pause(vm, &err) != 0)
+    const int64_t t = clock_mono_us();
+    const int failed = vm_pause(vm, &err);
+    stage_note(&op->job, "pause", clock_mono_us() - t);
+    if (failed)
         fail(s, op, &err);
     else
         move(s, op, SANDBOX_RUNNING, SANDBOX_PAUSED, NULL, &err);
@@ -194,11 +197,15 @@ void resume_run(struct sandbox *s, struct op *op)
     }
     crash_point(s, "resume");
     CLEANUP_JSON json_t *facts = json_object();
-    if (vm_resume(vm, &err) != 0) {
+    const int64_t t = clock_mono_us();
+    const int failed = vm_resume(vm, &err);
+    if (!failed)
+        set_clock(s, vm, facts);
+    stage_note(&op->job, "resume", clock_mono_us() - t);
+    if (failed) {
         fail(s, op, &err);
         return;
     }
-    set_clock(s, vm, facts);
     move(s, op, SANDBOX_PAUSED, SANDBOX_RUNNING, facts, &err);
 }
 
@@ -288,11 +295,13 @@ void cold_run(struct sandbox *s, struct op *op)
         op_done(op, s, &err);
         return;
     }
+    const int64_t t0 = clock_mono_us();
     int failed = machine_fits(s, &err);
     if (!failed)
         failed = saved_begin(s->m->store, s->dirfd, "cold", false, &w, &err);
     if (!failed)
         failed = moment_take(s, w.state_fd, -1, false, &mo, &err);
+    const int64_t t1 = clock_mono_us();
     struct sandbox_row row = {0};
     row_next(s, &row, SANDBOX_COLD, strcmp(op->cause, "expired") == 0 ? "expired" : NULL);
     crash_point(s, "write");
@@ -300,6 +309,8 @@ void cold_run(struct sandbox *s, struct op *op)
         failed = room_for(s->m, ram_runs_bytes(&mo.capture.runs), &err);
     if (!failed)
         failed = cold_write(s, &w, &mo, &row, &r, &err);
+    stage_note(&op->job, "capture", t1 - t0);
+    stage_note(&op->job, "write", clock_mono_us() - t1);
     if (failed) {
         saved_abort(&w);
         moment_free(&mo);

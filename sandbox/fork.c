@@ -37,7 +37,7 @@ struct fork_group {
     struct child *children;
     unsigned n;
     bool admitted;
-    int64_t t0_us;
+    int64_t t0_us, t_launch_us;    // asked for; its children begun
     uint64_t copy_bytes;           // of the disk
     pthread_mutex_t lock;
     unsigned left;                 // children under way
@@ -194,6 +194,7 @@ static void group_commit(struct fork_group *g, struct sandbox *last)
         row->updated_at_ms = clock_wall_ms();
         rows[i] = *row; // borrowed
     }
+    stage_note(&g->job, "launch", clock_mono_us() - g->t_launch_us);
     job_finish(g, true, NULL);
     const struct change c = {.rows = rows, .n_rows = g->n, .rows_from = SANDBOX_STARTING, .cause = "fork",
                              .job_update = &g->job, .settle = &g->a, .outcome = "succeeded", .status = g->status,
@@ -387,9 +388,11 @@ static void start_child(struct child *c)
 }
 
 // One more than there are children: the group is there until all have been started.
-static void start_children(struct fork_group *g)
+static void start_children(struct fork_group *g, int64_t t_us)
 {
     g->left = g->n + 1;
+    g->t_launch_us = clock_mono_us();
+    stage_note(&g->job, "capture", g->t_launch_us - t_us);
     for (unsigned i = 0; i < g->n; i++)
         start_child(&g->children[i]);
     group_left(g, g->children[0].s);
@@ -410,6 +413,7 @@ void fork_run(struct sandbox *s, struct op *op)
 {
     struct fork_group *g = op->arg;
     struct err err = {0};
+    const int64_t t = clock_mono_us();
     op->cb.done = NULL;
     const int state = sandbox_present_state(s);
     int failed = op_should_stop(s, op, &err) ? -1 : op_generation_check(s, op, &err);
@@ -429,7 +433,7 @@ void fork_run(struct sandbox *s, struct op *op)
     if (failed)
         group_fail(g, &err);
     else
-        start_children(g);
+        start_children(g, t);
 }
 
 // ---- of a snapshot --------------------------------------------------------------------------------------------------
@@ -451,6 +455,7 @@ static void fork_snapshot_work(void *arg)
 {
     struct fork_group *g = arg;
     struct manager *m = g->m;
+    const int64_t t = clock_mono_us();
     struct err err = {0};
     struct snapshot_row row = {0};
     int failed = load_snapshot(g, &row, &err);
@@ -479,7 +484,7 @@ static void fork_snapshot_work(void *arg)
     if (failed)
         group_fail(g, &err);
     else
-        start_children(g);
+        start_children(g, t);
     store_thread_done();
     atomic_fetch_sub(&m->active, 1);
 }

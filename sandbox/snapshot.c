@@ -151,7 +151,7 @@ static int write_spools(struct saved_writer *w, struct sandbox *s, const json_t 
 }
 
 // Captures and writes; the files have their name where it returns 0.
-static int take(struct sandbox *s, struct snapshot_call *call, struct err *err)
+static int take(struct sandbox *s, struct job_row *job, struct snapshot_call *call, struct err *err)
 {
     struct manager *m = s->m;
     struct saved_writer w = {0};
@@ -180,8 +180,11 @@ static int take(struct sandbox *s, struct snapshot_call *call, struct err *err)
                                   .machine = machine, .commands = mo.commands};
     if (!failed)
         failed = saved_finish(&w, &f, &mo.capture.runs, mo.capture.pages, &r, err);
+    const int64_t t2 = clock_mono_us();
     if (!failed)
-        fill_result(&call->row, &mo, &r, clock_mono_us() - t1, clock_mono_us() - t0);
+        fill_result(&call->row, &mo, &r, t2 - t1, t2 - t0);
+    stage_note(job, "capture", t1 - t0);
+    stage_note(job, "write", t2 - t1);
     saved_abort(&w);
     moment_free(&mo);
     return failed;
@@ -292,7 +295,7 @@ void snapshot_run(struct sandbox *s, struct op *op)
     }
     if (op->cb.admitted)
         op->cb.admitted(op->cb.arg, op->a.job_id);
-    int failed = take(s, call, &err);
+    int failed = take(s, &op->job, call, &err);
     crash_point(s, "commit");
     if (!failed && commit(s, op, call, &err) != 0) {
         uint64_t bytes = 0;

@@ -877,6 +877,7 @@ def test_asynchronous(s):
         harness.until(lambda: s.get(f"/v1/jobs/{job}", expect=200).json["state"] not in ("queued", "running"), 40, "the job's end")
         j = s.get(f"/v1/jobs/{job}", expect=200).json
         assert j["state"] == "succeeded" and j["result"]["status"] == 201, j
+        assert [x["name"] for x in j["stages"]] == ["capture", "launch" if "fork" in path else "write"], j["stages"]
         return j["result"]
     box = s.create()["id"]
     r = done(f"{BOX}/{box}/snapshots", KEEP)
