@@ -22,12 +22,13 @@ static json_t *job_result(const struct job_row *row)
     } else if (strncmp(row->ref, "snp", 3) == 0) {
         snprintf(href, sizeof href, "/v1/snapshots/%s", row->ref);
         created = strcmp(row->kind, "snapshot.create") == 0;
-    } else if (strncmp(row->ref, "cmd", 3) == 0)
+    } else if (strncmp(row->ref, "cmd", 3) == 0) {
         snprintf(href, sizeof href, "/v1/sandboxes/%s/commands/%s", row->sandbox_id, row->ref);
-    else if (*row->sandbox_id || strncmp(row->ref, "sbx", 3) == 0)
+    } else if (*row->sandbox_id || strncmp(row->ref, "sbx", 3) == 0) {
         snprintf(href, sizeof href, "/v1/sandboxes/%s", *row->sandbox_id ? row->sandbox_id : row->ref);
-    else
+    } else {
         return json_null();
+    }
     json_t *j = json_object();
     json_put_int(j, "status", created ? 201 : 200);
     json_put_str(j, "href", href);

@@ -246,6 +246,7 @@ static void child_run(struct sandbox *s, struct op *op)
     op->cb.done = NULL;
     op->t0_us = g->t0_us;
     l.boot_path = "fork";
+    l.room_promised = true;
     l.origin = origin_ref(g->m, g->origin);
     int failed = accel_again(g->m, &l.row, &l.accel, &c->err);
     if (!failed)

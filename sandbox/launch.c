@@ -83,7 +83,7 @@ static int copy_disk(struct launch *l, struct err *err)
 {
     struct manager *m = l->s->m;
     struct stat st = {0};
-    const bool promise = strcmp(l->boot_path, "snapshot") == 0 && fstat(l->origin->disk_fd, &st) == 0;
+    const bool promise = l->kind == LAUNCH_RESTORE && !l->room_promised && fstat(l->origin->disk_fd, &st) == 0;
     const uint64_t bytes = promise ? (uint64_t)st.st_blocks * 512 : 0;
     if (promise && room_promise(m, bytes, err) != 0)
         return -1;

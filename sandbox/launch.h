@@ -27,6 +27,7 @@ struct launch {
     struct vm *vm;               // set while the sandbox has it
     bool continued;              // from an origin, also where an earlier server did it
     bool ran;                    // the guest was let go
+    bool room_promised;          // for the copy of its disk, with those of its group
     bool pooled, pool_restored;  // the VM was made ahead; it runs already
     struct continued *commands;  // that go on in it; until they are listed
     size_t n_commands;
