@@ -15,7 +15,7 @@ import subprocess
 import time
 
 import harness
-from test_snapshots import BOX, KEEP, LIFE, SNAP, goes_on, lines, marked
+from saved import BOX, KEEP, LIFE, SNAP, goes_on, lines, marked
 
 KEYS, TEMPLATED = itertools.count(1), set()
 BUILD = os.path.join(harness.TOP, "build-crash")

@@ -9,8 +9,8 @@ import threading
 import time
 
 import harness
-from test_snapshots import (BOX, COUNT, KEEP, LIFE, MARK, SNAP, differ, drop, end, fork, goes_on, hidden, jobs_ended,
-                            live, marked, restore, snapshot, unique, who)
+from saved import (BOX, COUNT, KEEP, LIFE, MARK, SNAP, differ, drop, end, fork, goes_on, hidden, jobs_ended, live, marked,
+                   restore, snapshot, unique, who)
 
 SMALL = {"vcpus": 1, "memory_mib": 128, "disk_mib": 64}
 ARGS = ["--max-sandboxes-per-tenant", "8"]

@@ -10,7 +10,7 @@ import threading
 import time
 
 import harness
-from test_snapshots import BOX, KEEP, LIFE, after, differ, drop, end, restore, snapshot, unique, who
+from saved import BOX, KEEP, LIFE, after, differ, drop, end, restore, snapshot, unique, who
 from test_tour import receipt
 
 DEFAULT = {"vcpus": 1, "memory_mib": 256, "disk_mib": 1024}
