@@ -13,7 +13,6 @@
 #include "base/enc.h"
 #include "base/fd.h"
 
-#define PATIENCE_MS 10000
 
 // ---- world ----------------------------------------------------------------------------------------------------------
 static void load_spec(struct world *w)
@@ -235,6 +234,13 @@ char *drive_read(struct driven *d, const char *until, int *ret_end)
             buf_add(&b, piece, (size_t)n);
     }
     return buf_steal(&b);
+}
+
+void wait_held(struct world *w, int n)
+{
+    for (int i = 0; i < PATIENCE_MS && atomic_load(&w->m->held) < n; i++)
+        nanosleep(&(struct timespec){0, 1000000}, NULL);
+    assert_int_equal(atomic_load(&w->m->held), n);
 }
 
 static void free_driven(struct driven *d)

@@ -67,6 +67,8 @@ const char *answer_text(const struct answer *r, const char *key);    // of the J
 void answer_is(const struct answer *r, int status, const char *kind, const char *code);
 bool answer_faults(const struct answer *r, const char *pointer);     // errors[] has it
 
+#define PATIENCE_MS 10000 // of every wait
+
 // A call step by step.
 struct driven {
     struct world *w;
@@ -82,6 +84,8 @@ const struct api_response *drive_response(struct driven *d);         // waits
 char *drive_read(struct driven *d, const char *until, int *ret_end);
 struct answer *drive_finish(struct driven *d);                       // reads to the end, ends the call
 void drive_leave(struct driven *d);                                  // the client goes away
+
+void wait_held(struct world *w, int n); // until n operations are held in the manager
 
 // A running sandbox of the tenant of the token (NULL: admin); its id.
 void make_sandbox(struct world *w, const char *token, char out[ID_MAX]);

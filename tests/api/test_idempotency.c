@@ -77,13 +77,6 @@ static void test_mismatch_and_scope_of_keys(void **state)
     answer_free(first);
 }
 
-static void wait_held(struct world *w, int n)
-{
-    for (int i = 0; i < 5000 && atomic_load(&w->m->held) < n; i++)
-        nanosleep(&(struct timespec){0, 1000000}, NULL);
-    assert_int_equal(atomic_load(&w->m->held), n);
-}
-
 static void test_two_at_once(void **state)
 {
     struct world *w = *state;
