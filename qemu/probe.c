@@ -16,6 +16,7 @@
 #include "qemu/host.h"
 
 #define CACHE "accel.json"
+#define DIR_NAME "probe"
 
 // ---- the kept verdict -------------------------------------------------------------------------------------------------
 struct key {
@@ -128,9 +129,32 @@ static bool boot(const struct vm_spec *spec, struct loop *loop, int timeout_ms, 
     return vm != NULL;
 }
 
-int probe_kvm(int state_dirfd, int run_parent_dirfd, const struct vm_spec *spec, const char *kernel_digest,
-              int timeout_ms, struct probe_verdict *ret, struct err *err)
+// Its name is of this run directory alone: servers beside each other end none but their own.
+static void name_of(int run_parent_dirfd, char out[64])
 {
+    struct stat st = {0};
+    (void)fstat(run_parent_dirfd, &st);
+    snprintf(out, 64, "probe-%llx-%llx", (unsigned long long)st.st_dev, (unsigned long long)st.st_ino);
+}
+
+int probe_end(int run_parent_dirfd, struct err *err)
+{
+    char id[64];
+    struct stat st;
+    if (fstatat(run_parent_dirfd, DIR_NAME, &st, AT_SYMLINK_NOFOLLOW) != 0 && errno == ENOENT)
+        return 0;
+    name_of(run_parent_dirfd, id);
+    if (vm_end_stray(NULL, id, NULL, err) != 0)
+        return -1;
+    if (fd_remove_tree(run_parent_dirfd, DIR_NAME, NULL) != 0)
+        return err_set(err, ERR_CLEANUP_FAILED, "probe", "the probe's directory cannot be removed");
+    return 0;
+}
+
+int probe_kvm(int state_dirfd, int run_parent_dirfd, const struct vm_spec *spec, const char *kernel_digest,
+              int timeout_ms, const atomic_bool *cancelled, struct probe_verdict *ret, struct err *err)
+{
+    char id[64];
     struct key key;
     key_fill(&key, spec, kernel_digest);
     memset(ret, 0, sizeof *ret);
@@ -141,9 +165,9 @@ int probe_kvm(int state_dirfd, int run_parent_dirfd, const struct vm_spec *spec,
         loop_free(loop);
         return -1;
     }
-    (void)fd_remove_tree(run_parent_dirfd, "probe", NULL);
-    CLEANUP_FD int dir = mkdirat(run_parent_dirfd, "probe", 0700) == 0
-                             ? openat(run_parent_dirfd, "probe", O_RDONLY | O_DIRECTORY | O_CLOEXEC)
+    (void)fd_remove_tree(run_parent_dirfd, DIR_NAME, NULL);
+    CLEANUP_FD int dir = mkdirat(run_parent_dirfd, DIR_NAME, 0700) == 0
+                             ? openat(run_parent_dirfd, DIR_NAME, O_RDONLY | O_DIRECTORY | O_CLOEXEC)
                              : -1;
     if (dir < 0) {
         const int code = errno;
@@ -151,12 +175,14 @@ int probe_kvm(int state_dirfd, int run_parent_dirfd, const struct vm_spec *spec,
         return err_sys(err, code, "making the probe's directory");
     }
     struct vm_spec own = *spec;
+    name_of(run_parent_dirfd, id);
+    own.id = id;
     own.run_dirfd = dir;
     const bool launched = boot(&own, loop, timeout_ms, ret);
     ret->probed_at_ms = clock_wall_ms();
     loop_free(loop);
-    (void)fd_remove_tree(run_parent_dirfd, "probe", NULL);
-    if (launched)
+    (void)fd_remove_tree(run_parent_dirfd, DIR_NAME, NULL);
+    if (launched && !atomic_load(cancelled))
         keep(state_dirfd, &key, ret);
     return 0;
 }

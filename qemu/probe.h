@@ -4,6 +4,8 @@
 #ifndef AIRLOCK_QEMU_PROBE_H
 #define AIRLOCK_QEMU_PROBE_H
 
+#include <stdatomic.h>
+
 #include "qemu/vm.h"
 
 struct probe_verdict {
@@ -14,8 +16,13 @@ struct probe_verdict {
 };
 
 // state_dirfd: where accel.json is kept; run_dirfd_parent: where a scratch run directory may be made; spec template
-// gives kernel, initrd (root and disk may be -1: the agent answers hello with FATAL or READY, both prove the boot).
+// gives kernel, initrd (root and disk may be -1: the agent answers hello with FATAL or READY, both prove the boot); its id
+// is not used. Once *cancelled the outcome is kept nowhere: it may be probe_end's.
 int probe_kvm(int state_dirfd, int run_parent_dirfd, const struct vm_spec *spec, const char *kernel_digest,
-              int timeout_ms, struct probe_verdict *ret, struct err *err);
+              int timeout_ms, const atomic_bool *cancelled, struct probe_verdict *ret, struct err *err);
+
+// Ends a probe that is under way in run_parent_dirfd, or was when its server was killed: nobody else will. 0, or -1 with
+// err: cleanup_failed.
+int probe_end(int run_parent_dirfd, struct err *err);
 
 #endif

@@ -51,6 +51,12 @@ static int read_proc(pid_t pid, const char *name, struct buf *out)
     return fd_read_file(AT_FDCWD, path, out);
 }
 
+// Of a look that failed: whether that says nothing of the process. (Else it is gone: a big answer is none of ours either.)
+static bool cannot_tell(int error)
+{
+    return error == EMFILE || error == ENFILE || error == ENOMEM || error == EAGAIN;
+}
+
 uint64_t process_start_time(pid_t pid)
 {
     CLEANUP_BUF struct buf b = BUF_INIT(4096);
@@ -195,6 +201,23 @@ static pid_t read_info(int fd, int outer_pidfd)
     return -1;
 }
 
+// QEMU can have ended before it could be looked at. Its bubblewrap, which ends with it and is not reaped yet, stands for it
+// then: how it ended is told where the end of any other is.
+static int hold(struct process *p, struct err *err)
+{
+    errno = 0;
+    p->start = process_start_time(p->pid);
+    p->pidfd = p->start ? pidfd_open_(p->pid) : -1;
+    if (p->pidfd >= 0)
+        return 0;
+    if (cannot_tell(errno))
+        return err_sys(err, errno, "looking at QEMU");
+    p->pid = p->outer;
+    p->start = p->outer_start;
+    p->pidfd = fcntl(p->outer_pidfd, F_DUPFD_CLOEXEC, 0);
+    return p->pidfd >= 0 ? 0 : err_sys(err, errno, "looking at QEMU");
+}
+
 static int explain(struct process *p, int report_fd, struct err *err)
 {
     int code = 0;
@@ -236,10 +259,7 @@ static int start_in_jail(const struct vm_spec *spec, struct child *c, struct pro
         p->outer_start = process_start_time(p->outer);
         p->outer_pidfd = pidfd_open_(p->outer);
         p->pid = read_info(info[0], p->outer_pidfd);
-        p->start = p->pid > 0 ? process_start_time(p->pid) : 0;
-        p->pidfd = p->pid > 0 ? pidfd_open_(p->pid) : -1;
-        if (p->pidfd < 0 || p->start == 0)
-            failed = explain(p, report[0], err);
+        failed = p->pid > 0 ? hold(p, err) : explain(p, report[0], err);
     }
     fd_close(&info[0]);
     fd_close(&report[0]);
@@ -308,12 +328,6 @@ int process_start(const struct vm_spec *spec, const struct process_fds *fds, str
 }
 
 // ---- identity -----------------------------------------------------------------------------------------------------
-// Of a look that failed: whether that says nothing of the process. (Else it is gone: a big answer is none of ours either.)
-static bool cannot_tell(int error)
-{
-    return error == EMFILE || error == ENFILE || error == ENOMEM || error == EAGAIN;
-}
-
 // Our QEMU and its bubblewrap both have `-name\0ID\0` in their command lines.
 // 1 it has, 0 it has not, -1 with errno: the host had nothing left to look with.
 static int names(pid_t pid, const char *id)

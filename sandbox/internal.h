@@ -134,6 +134,7 @@ struct manager {
 
     pthread_mutex_t accel_lock;
     pthread_cond_t accel_cond;
+    atomic_bool probe_cancelled; // the server stops
     enum accel_verdict accel_known;
     bool kvm_usable;
     char accel_reason[200];

@@ -92,11 +92,12 @@ static int probe(struct manager *m, struct probe_verdict *ret, struct err *err)
     unsigned uid = 0;
     if (manager_uid_take(m, &uid, err) != 0)
         return -1;
-    const struct vm_spec spec = {.id = "probe", .accel = VM_ACCEL_KVM, .qemu_path = m->o.qemu_path, .vcpus = 1,
+    const struct vm_spec spec = {.accel = VM_ACCEL_KVM, .qemu_path = m->o.qemu_path, .vcpus = 1,
                                  .memory_mib = LIMIT_MEMORY_MIB_MIN, .tsc_khz = m->host.tsc_khz, .kernel_fd = kernel,
                                  .initrd_fd = initrd, .root_fd = -1, .disk_fd = -1, .run_dirfd = -1, .jail_uid = uid,
                                  .cgroup_parent = m->o.cgroup_parent};
-    const int failed = probe_kvm(m->o.state_dirfd, m->run_dirfd, &spec, runtime.kernel_digest, LIMIT_PROBE_MS, ret, err);
+    const int failed = probe_kvm(m->o.state_dirfd, m->run_dirfd, &spec, runtime.kernel_digest, LIMIT_PROBE_MS,
+                                 &m->probe_cancelled, ret, err);
     if (uid)
         manager_uid_give(m, uid);
     return failed;
@@ -124,8 +125,17 @@ static void first_tick(void *arg)
     reaper_tick(arg);
 }
 
+// Nobody adopts a probe: one whose server is gone would run for ever.
+static void end_probe(struct manager *m)
+{
+    struct err err = {0};
+    if (probe_end(m->run_dirfd, &err) != 0)
+        log_warn("the accelerator's probe: %s", err.detail);
+}
+
 int manager_start(struct manager *m, struct err *err)
 {
+    end_probe(m);
     atomic_fetch_add(&m->active, 1);
     if (work_submit(m->ops, probe_work, m) != 0) {
         atomic_fetch_sub(&m->active, 1);
@@ -151,6 +161,8 @@ void manager_stop(struct manager *m)
     pthread_mutex_lock(&m->lock);
     m->stopping = true;
     pthread_mutex_unlock(&m->lock);
+    atomic_store(&m->probe_cancelled, true);
+    end_probe(m);
     hub_notify_all(m->hub);
     pool_end(m);
     templates_stop(m);

@@ -163,6 +163,54 @@ def test_nothing_left(s):
     assert not disks, disks
 
 
+HANGS = r"""#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+int main(int n, char **words)
+{
+    if (n > 1 && strcmp(words[1], "--version") == 0)
+        return puts("QEMU emulator version 7.2.99") < 0;
+    for (;;)
+        pause();
+}
+"""
+
+
+@harness.deadline(60)
+def test_probe_ends_with_the_server():
+    """A probe of KVM that hangs is ended by the next start after kill -9 and by a stop, and its outcome is not believed"""
+    if not os.access("/dev/kvm", os.R_OK | os.W_OK):
+        raise harness.Skip("no /dev/kvm, so nothing is probed")
+    top = tempfile.mkdtemp(prefix="airlock-hangs-")
+    s = harness.Server("test_host.probe", args=["--qemu", os.path.join(top, "qemu")])
+    run = os.path.join(s.state, "run")
+
+    def probes():
+        try:
+            at = os.stat(run)
+        except FileNotFoundError:
+            return {}
+        return harness.vm_pids([f"probe-{at.st_dev:x}-{at.st_ino:x}"])
+    try:
+        os.chmod(top, 0o755)
+        subprocess.run(["cc", "-o", os.path.join(top, "qemu"), "-xc", "-"], input=HANGS, text=True, check=True)
+        s.start()
+        first = set(harness.until(lambda: len(probes()) >= 2 and probes(), 10, "a probe and its jail"))
+        s.kill()
+        assert first == set(probes()), "it lives on: that is what is mended here"
+        s.start()
+        harness.until(lambda: not any(map(harness.alive, first)), 10, "end of the old probe")
+        harness.until(lambda: len(probes()) >= 2, 10, "a new one")
+        assert s.terminate() == 0
+        harness.until(lambda: not probes(), 5, "end of the new one")
+        assert not os.listdir(run) and not os.path.exists(os.path.join(s.state, "accel.json"))
+    finally:
+        for pid in probes():
+            os.kill(pid, signal.SIGKILL)
+        s.close()
+        shutil.rmtree(top)
+
+
 def test_close_on_exec(s, box):
     """QEMU has no descriptor of the server's that it was not given, and a session of its own"""
     pid = harness.qemu_pid(box)

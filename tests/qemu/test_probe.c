@@ -2,6 +2,7 @@
 // cannot run in the jail, so that a probe that takes place says no.
 #include <setjmp.h>
 #include <stdarg.h>
+#include <stdatomic.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -26,6 +27,7 @@ struct fixture {
     int dirfd, kernel_fd;
     struct vm_spec spec;
     struct probe_verdict v;
+    atomic_bool cancelled;
 };
 
 static int setup(void **state)
@@ -40,7 +42,7 @@ static int setup(void **state)
         fd_write_file_atomic(x->dirfd, "kernel", "no kernel", 9, 0644) != 0)
         return -1;
     x->kernel_fd = openat(x->dirfd, "kernel", O_RDONLY | O_CLOEXEC);
-    x->spec = (struct vm_spec){.id = "probe", .accel = VM_ACCEL_TCG, .qemu_path = x->qemu, .vcpus = 1, .memory_mib = 128,
+    x->spec = (struct vm_spec){.accel = VM_ACCEL_TCG, .qemu_path = x->qemu, .vcpus = 1, .memory_mib = 128,
                                .tsc_khz = 2000000, .kernel_fd = x->kernel_fd, .initrd_fd = x->kernel_fd, .root_fd = -1,
                                .disk_fd = -1, .run_dirfd = -1};
     *state = x;
@@ -62,7 +64,10 @@ static struct probe_verdict probe(struct fixture *x, const char *kernel)
     struct err err = {0};
     memset(&x->v, 0xff, sizeof x->v);
     x->v.kvm_usable = x->v.from_cache = true;
-    assert_int_equal(probe_kvm(x->dirfd, x->dirfd, &x->spec, kernel, 20000, &x->v, &err), 0);
+    if (probe_kvm(x->dirfd, x->dirfd, &x->spec, kernel, 20000, &x->cancelled, &x->v, &err) != 0)
+        fail_msg("%s %s", err.detail, err.internal);
+    if (!x->v.from_cache)
+        assert_string_equal(x->v.reason, "the virtual machine ended before its agent answered");
     return x->v;
 }
 
