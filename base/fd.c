@@ -6,13 +6,16 @@
 #include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
 #include <sys/un.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "base/buf.h"
+#include "base/clock.h"
 
 void fd_close(int *fd)
 {
@@ -230,6 +233,17 @@ int fd_set_nonblock(int fd, bool on)
 int fd_set_cloexec(int fd, bool on)
 {
     return set_flag(fd, F_GETFD, F_SETFD, FD_CLOEXEC, on);
+}
+
+int fd_lock(int fd, int patience_ms)
+{
+    const int64_t until = clock_mono_ms() + patience_ms;
+    while (flock(fd, LOCK_EX | LOCK_NB) != 0) {
+        if (errno != EINTR && (errno != EWOULDBLOCK || clock_mono_ms() >= until))
+            return -1;
+        nanosleep(&(struct timespec){.tv_nsec = 2000000}, NULL); // nobody tells when a lock is free, but by blocking
+    }
+    return 0;
 }
 
 static int unix_address(int dirfd, const char *name, struct sockaddr_un *ret)

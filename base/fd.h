@@ -45,6 +45,11 @@ int fd_remove_tree(int dirfd, const char *name, uint64_t *ret_bytes);
 int fd_set_nonblock(int fd, bool on);
 int fd_set_cloexec(int fd, bool on);
 
+// Takes the whole file for itself (flock). A process that was killed may have a child between fork and exec that holds its
+// lock some moments longer: hence the patience. 0, or -1 with errno, EWOULDBLOCK when somebody still has it.
+#define FD_LOCK_PATIENCE_MS 1000
+int fd_lock(int fd, int patience_ms);
+
 // AF_UNIX stream socket listening at dirfd/name, whatever the length of the directory's path (bound through
 // /proc/self/fd); an old socket of that name is replaced. Returns the descriptor or -1 with errno.
 int fd_unix_listen(int dirfd, const char *name, int backlog);

@@ -41,17 +41,6 @@ static void job_finish(struct job_row *job, bool ok, const char *problem, const 
     snprintf(job->ref, sizeof job->ref, "%s", ref);
 }
 
-static int commit_row(struct sandbox *s, struct change *c, struct sandbox_row *row, struct err *err)
-{
-    c->update = row;
-    if (change_commit(s->m, c, err) != 0) {
-        sandbox_row_free(row);
-        return -1;
-    }
-    sandbox_publish(s, row);
-    return 0;
-}
-
 static void unchanged(struct sandbox *s, struct op *op)
 {
     struct err err = {0};
@@ -125,7 +114,7 @@ static void move(struct sandbox *s, struct op *op, int from, int to, json_t *fac
     struct change c = {.job_update = &op->job, .from_state = from, .cause = op->name, .settle = &op->a,
                        .outcome = "succeeded", .status = op->success_status, .ref = s->id, .facts = facts};
     crash_point(s, "commit");
-    const int failed = commit_row(s, &c, &row, err);
+    const int failed = change_show_once(s, &c, &row, err);
     crash_point(s, "end");
     struct err ignored = {0};
     if (failed && to == SANDBOX_PAUSED && vm_resume(vm_of(s), &ignored) != 0) // it is running, for everybody
@@ -326,7 +315,7 @@ void cold_run(struct sandbox *s, struct op *op)
     crash_point(s, "commit");
     struct change c = {.job_update = &op->job, .from_state = from, .cause = *op->cause ? op->cause : "cold",
                        .settle = &op->a, .outcome = "succeeded", .status = op->success_status, .ref = s->id, .facts = facts};
-    if (commit_row(s, &c, &row, &err) != 0) { // not durable: it runs on, and the files are of no epoch that is known
+    if (change_show_once(s, &c, &row, &err) != 0) { // not durable: it runs on, and the files are of no epoch that is known
         cold_erase(s, NULL);
         cold_give_up(s, op, from, vm, &err);
         return;
@@ -416,11 +405,10 @@ static void wake_commit(struct sandbox *s, struct op *op, struct launch *l)
     launch_describe(l);
     job_finish(l->job, true, NULL, s->id);
     CLEANUP_JSON json_t *facts = launch_facts(l);
-    const struct change c = {.update = &l->row, .from_state = SANDBOX_RESTORING, .cause = "resume", .job_update = l->job,
-                             .settle = &op->a, .outcome = "succeeded", .status = op->success_status, .ref = s->id,
-                             .facts = facts};
+    struct change c = {.from_state = SANDBOX_RESTORING, .cause = "resume", .job_update = l->job, .settle = &op->a,
+                       .outcome = "succeeded", .status = op->success_status, .ref = s->id, .facts = facts};
     crash_point(s, "commit");
-    while (change_commit(s->m, &c, &err) != 0) { // it runs: recorded as soon as the disk takes it, or by the next start
+    while (change_show(s, &c, &l->row, &err) != 0) { // it runs: recorded as soon as the disk takes it, or by the next start
         struct err stop = {0};
         const struct timespec second = {.tv_sec = 1};
         log_warn_limited("sandbox %s: its resume could not be recorded: %s", s->id, err.internal);
@@ -431,7 +419,6 @@ static void wake_commit(struct sandbox *s, struct op *op, struct launch *l)
         nanosleep(&second, NULL); // nobody tells when there is room again
         memset(&err, 0, sizeof err);
     }
-    sandbox_publish(s, &l->row);
     crash_point(s, "end");
     cold_erase(s, NULL); // of an epoch that is over
     op_done(op, s, NULL);
@@ -446,7 +433,7 @@ void cold_to_stopped_run(struct sandbox *s, struct op *op)
     commands_finish_all(s, OUTCOME_KILLED);
     row_next(s, &row, SANDBOX_STOPPED, "expired");
     struct change c = {.from_state = SANDBOX_COLD, .cause = "expired"};
-    if (commit_row(s, &c, &row, &err) != 0) {
+    if (change_show_once(s, &c, &row, &err) != 0) {
         log_warn_limited("sandbox %s: its expiry could not be recorded: %s", s->id, err.detail); // the next tick tries again
         return;
     }
@@ -467,18 +454,15 @@ static void wake_failed(struct sandbox *s, struct op *op, struct launch *l, bool
     l->row.updated_at_ms = clock_wall_ms();
     free(l->row.runtime_json);
     l->row.runtime_json = NULL;
-    struct change c = {.update = &l->row, .from_state = SANDBOX_RESTORING, .cause = "resume", .job_update = l->job,
-                       .settle = &op->a, .ref = s->id};
+    struct change c = {.from_state = SANDBOX_RESTORING, .cause = "resume", .job_update = l->job, .settle = &op->a,
+                       .ref = s->id};
     CLEANUP_FREE char *problem = change_set_failure(s->m, &c, &op->a, why);
     job_finish(l->job, false, problem, s->id);
     log_warn("sandbox %s: resume failed: %s (%s) %s", s->id, why->detail, why->code, why->internal);
-    if (change_commit(s->m, &c, &err) != 0) {
+    if (change_show(s, &c, &l->row, &err) != 0)
         log_error("sandbox %s: the failure could not be recorded: %s", s->id, err.internal);
-    } else {
-        sandbox_publish(s, &l->row);
-        if (ran)
-            cold_erase(s, NULL); // of an epoch that is over
-    }
+    else if (ran)
+        cold_erase(s, NULL); // of an epoch that is over
     op_done(op, s, why);
 }
 
@@ -490,11 +474,9 @@ static int wake_admit(struct sandbox *s, struct op *op, struct launch *l, struct
     l->row.state_reason[0] = 0;
     l->row.generation++;
     l->row.updated_at_ms = clock_wall_ms();
-    const struct change c = {.admit = &op->a, .update = &l->row, .from_state = SANDBOX_COLD, .cause = "resume",
-                             .job_insert = &op->job};
-    if (change_commit(s->m, &c, err) != 0 || sandbox_row_copy(&shown, &l->row) != 0)
+    struct change c = {.admit = &op->a, .from_state = SANDBOX_COLD, .cause = "resume", .job_insert = &op->job};
+    if (sandbox_row_copy(&shown, &l->row) != 0 || change_show_once(s, &c, &shown, err) != 0)
         return -1;
-    sandbox_publish(s, &shown);
     if (op->cb.admitted)
         op->cb.admitted(op->cb.arg, op->a.job_id);
     return 0;

@@ -46,17 +46,15 @@ static void commit_up(struct launch *l)
     job_end(l->job, JOB_SUCCEEDED, NULL, s->id);
     CLEANUP_JSON json_t *facts = launch_facts(l);
     crash_point(s, "commit");
-    const struct change c = {.update = &l->row, .from_state = from, .cause = l->op->name, .job_update = l->job,
-                             .settle = &l->op->a, .outcome = "succeeded", .status = l->op->success_status,
-                             .ref = s->id, .facts = facts};
-    if (change_commit(s->m, &c, &err) != 0) {
+    struct change c = {.from_state = from, .cause = l->op->name, .job_update = l->job, .settle = &l->op->a,
+                       .outcome = "succeeded", .status = l->op->success_status, .ref = s->id, .facts = facts};
+    if (change_show(s, &c, &l->row, &err) != 0) {
         // Not durable: the client hears of the failure, and the next start finds a VM whose create was not finished.
         launch_undo(l);
         op_done(l->op, s, &err);
         return;
     }
     atomic_fetch_add(&s->m->boots, 1);
-    sandbox_publish(s, &l->row);
     crash_point(s, "end");
     op_done(l->op, s, NULL);
 }
@@ -100,14 +98,11 @@ static void commit_failed(struct launch *l, const struct err *why)
     free(l->row.runtime_json);
     l->row.runtime_json = NULL;
     sandbox_uid_release(s); // and its share of the memory
-    struct change c = {.update = &l->row, .from_state = from, .cause = l->op->name, .job_update = l->job,
-                       .settle = &l->op->a, .ref = s->id};
+    struct change c = {.from_state = from, .cause = l->op->name, .job_update = l->job, .settle = &l->op->a, .ref = s->id};
     CLEANUP_FREE char *problem = change_set_failure(s->m, &c, &l->op->a, why);
     job_end(l->job, strcmp(why->code, "cancelled") == 0 ? JOB_CANCELLED : JOB_FAILED, problem, s->id);
-    if (change_commit(s->m, &c, &err) != 0)
+    if (change_show(s, &c, &l->row, &err) != 0)
         log_error("sandbox %s: the failure could not be recorded: %s", s->id, err.internal);
-    else
-        sandbox_publish(s, &l->row);
     if (none)
         registry_remove(s->m, s);
     op_done(l->op, s, why);
@@ -200,15 +195,13 @@ void start_run(struct sandbox *s, struct op *op)
     l.row.updated_at_ms = now;
     l.row.expires_at_ms = now + l.row.ttl_seconds * 1000;
     snprintf(l.row.job_id, sizeof l.row.job_id, "%s", op->a.job_id);
-    const struct change c = {.admit = &op->a, .update = &l.row, .from_state = from, .cause = "start",
-                             .job_insert = &op->job};
+    struct change c = {.admit = &op->a, .from_state = from, .cause = "start", .job_insert = &op->job};
     struct sandbox_row shown = {0};
-    if (change_commit(s->m, &c, &err) != 0 || sandbox_row_copy(&shown, &l.row) != 0) {
+    if (sandbox_row_copy(&shown, &l.row) != 0 || change_show_once(s, &c, &shown, &err) != 0) {
         op_done(op, s, &err);
         launch_close(&l);
         return;
     }
-    sandbox_publish(s, &shown);
     cold_erase(s, NULL); // of a resume that failed
     if (op->cb.admitted)
         op->cb.admitted(op->cb.arg, op->a.job_id);

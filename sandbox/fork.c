@@ -186,32 +186,33 @@ static void group_commit(struct fork_group *g, struct sandbox *last)
 {
     struct err err = {0};
     struct sandbox_row *rows = calloc(g->n, sizeof *rows);
+    struct shown *shown = calloc(g->n, sizeof *shown);
     CLEANUP_JSON json_t *facts = group_facts(g);
-    for (unsigned i = 0; rows && i < g->n; i++) {
+    for (unsigned i = 0; rows && shown && i < g->n; i++) {
         struct sandbox_row *row = &g->children[i].row;
         row->state = SANDBOX_RUNNING;
         row->generation++;
         row->updated_at_ms = clock_wall_ms();
         rows[i] = *row; // borrowed
+        shown[i] = (struct shown){g->children[i].s, row};
     }
     stage_note(&g->job, "launch", clock_mono_us() - g->t_launch_us);
     job_finish(g, true, NULL);
     const struct change c = {.rows = rows, .n_rows = g->n, .rows_from = SANDBOX_STARTING, .cause = "fork",
                              .job_update = &g->job, .settle = &g->a, .outcome = "succeeded", .status = g->status,
+                             .shown = shown, .n_shown = g->n,
                              .ref = g->job.id, .facts = facts};
     crash_point(last, "commit");
-    const int failed = rows ? change_commit(g->m, &c, &err) : err_set(&err, ERR_INTERNAL, "out_of_memory", "out of memory");
+    const int failed = rows && shown ? change_commit(g->m, &c, &err) : err_set(&err, ERR_INTERNAL, "out_of_memory", "out of memory");
     free(rows);
+    free(shown);
     if (failed) {
         for (unsigned i = 0; i < g->n; i++)
             g->children[i].row.state = SANDBOX_STARTING;
         group_undo(g, &err);
         return;
     }
-    for (unsigned i = 0; i < g->n; i++) {
-        sandbox_publish(g->children[i].s, &g->children[i].row);
-        atomic_fetch_add(&g->m->boots, 1);
-    }
+    atomic_fetch_add(&g->m->boots, g->n);
     crash_point(last, "end");
     group_answer(g, NULL);
     group_free(g);

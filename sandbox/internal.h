@@ -203,8 +203,16 @@ struct stage {
 int stages_run(struct sandbox *s, struct job_row *job, const struct stage *stages, size_t n, void *ctx, struct err *err);
 
 // ---- journal.c ------------------------------------------------------------------------------------------------
+// A sandbox as everybody sees it from a change on: published on the writer's thread, so that who reads of an outcome in the
+// store finds the sandbox in that state. The row's members are taken when the change succeeds.
+struct shown {
+    struct sandbox *s;
+    struct sandbox_row *row;
+};
 // One durable step: everything that is set is written in one transaction.
 struct change {
+    struct shown *shown;
+    size_t n_shown;
     const struct sandbox_row *insert, *update;
     unsigned max_live;
     int from_state;                    // 0: no state change to tell
@@ -226,6 +234,10 @@ struct change {
     bool forget_idem;
 };
 int change_commit(struct manager *m, const struct change *c, struct err *err);
+// The same with row as update and as what is shown. Its members are taken when that succeeds …
+int change_show(struct sandbox *s, struct change *c, struct sandbox_row *row, struct err *err);
+// … or either way.
+int change_show_once(struct sandbox *s, struct change *c, struct sandbox_row *row, struct err *err);
 // Same, not waiting: deep-copies nothing; everything pointed to must live until done.
 int change_submit(struct manager *m, const struct change *c, store_done_fn done, void *arg);
 int change_apply(struct store_tx *tx, const struct change *c, struct err *err);

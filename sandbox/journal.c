@@ -95,9 +95,35 @@ static int apply_fn(struct store_tx *tx, void *arg, struct err *err)
     return change_apply(tx, arg, err);
 }
 
+static void show(void *arg)
+{
+    const struct change *c = arg;
+    for (size_t i = 0; i < c->n_shown; i++)
+        sandbox_publish(c->shown[i].s, c->shown[i].row);
+}
+
 int change_commit(struct manager *m, const struct change *c, struct err *err)
 {
-    return store_write(m->store, apply_fn, (void *)c, err);
+    return store_write_then(m->store, apply_fn, show, (void *)c, err);
+}
+
+int change_show(struct sandbox *s, struct change *c, struct sandbox_row *row, struct err *err)
+{
+    struct shown one = {s, row};
+    c->update = row;
+    c->shown = &one;
+    c->n_shown = 1;
+    const int failed = change_commit(s->m, c, err);
+    c->n_shown = 0;
+    return failed;
+}
+
+int change_show_once(struct sandbox *s, struct change *c, struct sandbox_row *row, struct err *err)
+{
+    const int failed = change_show(s, c, row, err);
+    if (failed)
+        sandbox_row_free(row);
+    return failed;
 }
 
 char *problem_of(struct manager *m, const struct err *err, const struct admission *a, int *ret_status)

@@ -55,18 +55,6 @@ static void job_finish(struct job_row *job, enum job_state state, const char *pr
     snprintf(job->ref, sizeof job->ref, "%s", ref);
 }
 
-// Commits and publishes; takes row's members either way.
-static int commit_row(struct sandbox *s, struct change *c, struct sandbox_row *row, struct err *err)
-{
-    c->update = row;
-    if (change_commit(s->m, c, err) != 0) {
-        sandbox_row_free(row);
-        return -1;
-    }
-    sandbox_publish(s, row);
-    return 0;
-}
-
 // A verb that finds its state already there: 200, nothing changes, but it is evidence.
 static void unchanged(struct sandbox *s, struct op *op, const char *kind)
 {
@@ -107,7 +95,7 @@ void stop_run(struct sandbox *s, struct op *op)
     row_next(s, &row);
     row_state(&row, SANDBOX_STOPPING, NULL);
     struct change c = {.admit = &op->a, .job_insert = &op->job, .from_state = state, .cause = *op->cause ? op->cause : "stop"};
-    if (commit_row(s, &c, &row, &err) != 0) {
+    if (change_show_once(s, &c, &row, &err) != 0) {
         op_done(op, s, &err);
         return;
     }
@@ -135,7 +123,7 @@ void stop_run(struct sandbox *s, struct op *op)
     struct change done = {.job_update = &op->job, .from_state = SANDBOX_STOPPING, .cause = "stop", .settle = &op->a,
                           .outcome = "succeeded", .status = op->success_status, .ref = s->id, .facts = facts};
     crash_point(s, "commit");
-    const int failed = commit_row(s, &done, &row, &err);
+    const int failed = change_show_once(s, &done, &row, &err);
     crash_point(s, "end");
     op_done(op, s, failed ? &err : NULL);
 }
@@ -170,7 +158,7 @@ void gone_run(struct sandbox *s, struct op *op)
     free(row.runtime_json);
     row.runtime_json = NULL;
     struct change c = {.from_state = state, .cause = shutdown ? "guest_shutdown" : "vm_died"};
-    if (commit_row(s, &c, &row, &err) != 0) { // the reaper tries again
+    if (change_show_once(s, &c, &row, &err) != 0) { // the reaper tries again
         log_error("sandbox %s: its end could not be recorded: %s", s->id, err.internal);
         return;
     }
@@ -194,7 +182,7 @@ void note_run(struct sandbox *s, struct op *op)
     }
     snprintf(row.state_reason, sizeof row.state_reason, "%s", op->flag ? op->cause : "");
     struct change c = {.from_state = SANDBOX_RUNNING};
-    if (commit_row(s, &c, &row, &err) != 0)
+    if (change_show_once(s, &c, &row, &err) != 0)
         log_warn("sandbox %s: %s not recorded: %s", s->id, op->cause, err.internal);
 }
 
@@ -229,7 +217,7 @@ void patch_run(struct sandbox *s, struct op *op)
     json_put_time(facts, "expires_at", row.expires_at_ms);
     struct change c = {.admit = &op->a, .settle = &op->a, .outcome = "succeeded", .status = op->success_status,
                        .ref = s->id, .facts = facts};
-    const int failed = commit_row(s, &c, &row, &err);
+    const int failed = change_show_once(s, &c, &row, &err);
     op_done(op, s, failed ? &err : NULL);
 }
 
@@ -392,7 +380,7 @@ void delete_run(struct sandbox *s, struct op *op)
     }
     job_finish(&op->job, why ? JOB_FAILED : JOB_SUCCEEDED, problem, s->id);
     crash_point(s, "commit");
-    if (commit_row(s, &c, &row, &err) != 0) {
+    if (change_show_once(s, &c, &row, &err) != 0) {
         delete_later(s, RECORD_AGAIN_MS);
         op_done(op, s, &err);
         return;

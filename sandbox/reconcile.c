@@ -32,13 +32,9 @@ static void commit_state(struct sandbox *s, int to, const char *reason, const ch
         row.destroyed_at_ms = row.updated_at_ms;
     free(row.runtime_json);
     row.runtime_json = NULL;
-    const struct change c = {.update = &row, .from_state = from, .cause = cause};
-    if (change_commit(s->m, &c, &err) != 0) {
+    struct change c = {.from_state = from, .cause = cause};
+    if (change_show_once(s, &c, &row, &err) != 0)
         log_error("sandbox %s: %s not recorded: %s %s", s->id, cause, err.detail, err.internal);
-        sandbox_row_free(&row);
-        return;
-    }
-    sandbox_publish(s, &row);
 }
 
 static json_t *runtime_of(struct sandbox *s)

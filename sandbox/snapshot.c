@@ -237,6 +237,7 @@ static void end_source(struct sandbox *s)
 static int commit(struct sandbox *s, struct op *op, struct snapshot_call *call, struct err *err)
 {
     struct sandbox_row row = {0};
+    struct shown shown = {s, &row};
     const int from = sandbox_present_state(s);
     CLEANUP_JSON json_t *facts = result_facts(&call->row);
     job_finish(&op->job, true, NULL, call->row.id);
@@ -254,6 +255,8 @@ static int commit(struct sandbox *s, struct op *op, struct snapshot_call *call, 
         row.state = SANDBOX_STOPPED;
         snprintf(row.state_reason, sizeof row.state_reason, "snapshot");
         c.update = &row;
+        c.shown = &shown;
+        c.n_shown = 1;
         c.from_state = from;
         c.cause = "snapshot";
     }
@@ -265,8 +268,6 @@ static int commit(struct sandbox *s, struct op *op, struct snapshot_call *call, 
     }
     if (failed)
         sandbox_row_free(&row);
-    else if (call->stop)
-        sandbox_publish(s, &row);
     return failed;
 }
 

@@ -7,7 +7,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/file.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -75,7 +74,7 @@ static int take_lock(struct server *s)
         fprintf(stderr, "airlock serve: the lock: %s\n", strerror(errno));
         return -1;
     }
-    if (flock(s->lock_fd, LOCK_EX | LOCK_NB) != 0) {
+    if (fd_lock(s->lock_fd, FD_LOCK_PATIENCE_MS) != 0) {
         const ssize_t n = pread(s->lock_fd, text, sizeof text - 1, 0);
         text[n > 0 ? n : 0] = 0;
         text[strcspn(text, "\n")] = 0;

@@ -5,7 +5,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -66,7 +65,7 @@ static int lock_directory(struct store *s, struct err *err)
     s->lockfd = openat(s->dirfd, "airlock.lock", O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
     if (s->lockfd < 0)
         return err_sys(err, errno, "opening airlock.lock");
-    if (flock(s->lockfd, LOCK_EX | LOCK_NB) != 0) {
+    if (fd_lock(s->lockfd, FD_LOCK_PATIENCE_MS) != 0) {
         if (errno != EWOULDBLOCK)
             return err_sys(err, errno, "locking airlock.lock");
         if (pread(s->lockfd, pid, sizeof pid - 1, 0) < 0)

@@ -51,6 +51,9 @@ void store_thread_done(void);
 void store_flush(struct store *s);
 // The same, waiting. 0 once durable.
 int store_write(struct store *s, store_tx_fn fn, void *arg, struct err *err);
+// And once it is durable, before the caller or any done callback of later groups: then(arg) on the writer thread, for what
+// is kept in memory beside the rows. Who reads the new rows finds it changed too, but for the moment between the two.
+int store_write_then(struct store *s, store_tx_fn fn, void (*then)(void *arg), void *arg, struct err *err);
 
 // 0, or -1 with unavailable/disk_full when the state directory's filesystem has less than the reserve free.
 // Cheap (statvfs, cached 200 ms). Admissions call it; outcomes do not.

@@ -19,6 +19,7 @@
 struct waiter {
     pthread_mutex_t lock;
     pthread_cond_t cond;
+    void (*then)(void *arg);
     bool ready, failed;
     struct err err;
 };
@@ -41,6 +42,8 @@ static void item_fail(struct item *it, const struct err *err)
 static void item_tell(struct item *it)
 {
     struct waiter *w = it->waiter;
+    if (w && w->then && !it->err)
+        w->then(it->arg);
     if (w) { // *it and *w are gone once the lock is given back
         pthread_mutex_lock(&w->lock);
         w->failed = it->err != NULL;
@@ -340,9 +343,9 @@ int store_submit_later(struct store *s, store_tx_fn fn, store_done_fn done, void
     return submit(s, fn, done, arg, true);
 }
 
-int store_write(struct store *s, store_tx_fn fn, void *arg, struct err *err)
+int store_write_then(struct store *s, store_tx_fn fn, void (*then)(void *arg), void *arg, struct err *err)
 {
-    struct waiter w = {.lock = PTHREAD_MUTEX_INITIALIZER, .cond = PTHREAD_COND_INITIALIZER};
+    struct waiter w = {.lock = PTHREAD_MUTEX_INITIALIZER, .cond = PTHREAD_COND_INITIALIZER, .then = then};
     struct item it = {.fn = fn, .arg = arg, .waiter = &w};
     if (pthread_equal(pthread_self(), s->thread))
         return err_set(err, ERR_INTERNAL, "store_reentered", "the store was asked to wait for itself");
@@ -357,6 +360,11 @@ int store_write(struct store *s, store_tx_fn fn, void *arg, struct err *err)
     if (w.failed && err)
         *err = w.err;
     return w.failed ? -1 : 0;
+}
+
+int store_write(struct store *s, store_tx_fn fn, void *arg, struct err *err)
+{
+    return store_write_then(s, fn, NULL, arg, err);
 }
 
 static int nothing(struct store_tx *tx, void *arg, struct err *err)

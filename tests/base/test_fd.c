@@ -513,6 +513,35 @@ static void free_bytes(void **state)
     assert_int_equal(errno, EBADF);
 }
 
+// A server that is killed while a child of it is between fork and exec leaves its lock to that child for a moment.
+static void a_lock_that_a_child_still_holds(void **state)
+{
+    struct dir *d = *state;
+    int told[2];
+    char byte;
+    assert_int_equal(pipe(told), 0);
+    const int mine = openat(d->fd, "lock", O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+    const int other = openat(d->fd, "lock", O_RDWR | O_CLOEXEC);
+    assert_true(mine >= 0 && other >= 0);
+    assert_int_equal(fd_lock(mine, 0), 0);
+    const pid_t child = fork();
+    if (child == 0) {
+        close(other);
+        (void)!read(told[0], &byte, 1); // with its own copy of `mine`
+        usleep(50000);
+        _exit(0);
+    }
+    close(mine);
+    assert_int_equal(fd_lock(other, 20), -1);
+    assert_int_equal(errno, EWOULDBLOCK);
+    assert_int_equal(write(told[1], "x", 1), 1);
+    assert_int_equal(fd_lock(other, 10000), 0);
+    assert_int_equal(waitpid(child, NULL, 0), child);
+    close(other);
+    close(told[0]);
+    close(told[1]);
+}
+
 #define TEST(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
 
 int main(void)
@@ -536,6 +565,7 @@ int main(void)
         TEST(sockets_below_a_long_path),
         TEST(an_old_socket_is_replaced),
         TEST(a_full_backlog_does_not_block),
+        TEST(a_lock_that_a_child_still_holds),
         TEST(free_bytes),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -210,6 +210,42 @@ static void test_submitting_from_a_callback(void **state)
     store_close(s);
 }
 
+struct shown {
+    struct store *s;
+    pthread_t by;
+    int times, events;
+};
+
+static int shown_fn(struct store_tx *tx, void *arg, struct err *err)
+{
+    return append_fn(tx, NULL, err);
+}
+
+static void show(void *arg)
+{
+    struct shown *x = arg;
+    x->by = pthread_self();
+    x->times++;
+    x->events = events(x->s);
+}
+
+// What goes with the rows is done when they can be read, before the writer of them goes on; not when they are not kept.
+static void test_then(void **state)
+{
+    struct shown x = {.s = open_store(*state)};
+    struct err err = {0};
+    assert_int_equal(store_write_then(x.s, shown_fn, show, &x, &err), 0);
+    assert_int_equal(x.times, 1);
+    assert_int_equal(x.events, 1);
+    assert_false(pthread_equal(x.by, pthread_self()));
+    assert_int_equal(store_write_then(x.s, fail_fn, show, &x, &err), -1);
+    store_fail_commit_after(x.s, 1);
+    assert_int_equal(store_write_then(x.s, shown_fn, show, &x, &err), -1);
+    assert_int_equal(x.times, 1);
+    assert_int_equal(events(x.s), 1);
+    store_close(x.s);
+}
+
 static void test_close_commits_what_is_queued(void **state)
 {
     struct dir *d = *state;
@@ -411,7 +447,7 @@ int main(void)
 #define T(fn) cmocka_unit_test_setup_teardown(fn, dir_setup, dir_teardown)
     const struct CMUnitTest tests[] = {
         T(test_one_commit_for_many), T(test_failed_commit_fails_the_group), T(test_single_failure),
-        T(test_submitting_from_a_callback), T(test_close_commits_what_is_queued), T(test_many_threads),
+        T(test_submitting_from_a_callback), T(test_then), T(test_close_commits_what_is_queued), T(test_many_threads),
         T(test_closed_before_a_reader_ends), T(test_reading_while_the_writer_is_inside), T(test_a_list_inside_a_list),
         T(test_checkpoint_file), T(test_the_log_stays_bounded), T(test_reserve), T(test_latency),
     };
