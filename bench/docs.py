@@ -7,7 +7,7 @@ from measure import number
 
 TITLES = {
     "fork": "Forks and the pool", "snapshot": "Snapshots and cold state", "cycles": "Many of them", "boot": "Boot", "calls": "Calls", "stream": "Streams", "http": "HTTP, memory and idling", "trips": "Round trips",
-    "adoption": "kill -9 of the server", "soak": "Soak",
+    "adoption": "kill -9 of the server", "soak": "Soak", "kernel": "The tuned guest kernel",
 }
 INTRO = """# Performance
 

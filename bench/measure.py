@@ -193,9 +193,9 @@ class Wire:
 class Stand:
     """with Stand(name, floor=True) as st: st.s the server, st.boot() a floor VM. Everything is ended at the end."""
 
-    def __init__(self, name, floor=False, args=("--templates", "off"), make=None):
+    def __init__(self, name, floor=False, args=("--templates", "off"), make=None, images=None):
         """make: the class of the floor; its sandbox is the server's first, which boots."""
-        self.s = harness.Server("bench-" + name, args=list(args))
+        self.s = harness.Server("bench-" + name, args=list(args), images=images)
         self.floor, self.with_floor, self.vms, self.wires = None, floor, [], []
         self.make = make or floor_room.Floor
 
