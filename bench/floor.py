@@ -57,6 +57,19 @@ def copy_extents(source, target):
                 at += os.copy_file_range(f.fileno(), t.fileno(), end - at, at, at)
 
 
+def kernel_room(version):
+    """The folder of docker/guest/build that has this kernel's modules."""
+    cache = os.environ.get("GUEST_CACHE_DIR", os.path.join(TOP, "var/cache"))
+    for name in ("kernel", "kernel-tuned"):
+        try:
+            with open(os.path.join(cache, name, "version")) as f:
+                if f.read().strip() == version:
+                    return os.path.join(cache, name)
+        except OSError:
+            pass
+    raise RuntimeError(f"{cache} has no kernel {version}: docker/guest/build makes it")
+
+
 class Floor:
     """Makes VMs with the argv of one that the product runs."""
 
@@ -80,9 +93,8 @@ class Floor:
         self.kernel_version = index["runtime"]["kernel"].get("version", "?")
         agent = os.path.join(self.work, "agent")
         subprocess.run(["musl-gcc", "-static", "-O2", "-o", agent, os.path.join(HERE, "floor-agent.c")], check=True)
-        cache = os.environ.get("GUEST_CACHE_DIR", os.path.join(TOP, "var/cache"))
         self.initrd = os.path.join(self.work, "initrd")
-        subprocess.run([os.path.join(TOP, "docker/guest/initramfs"), os.path.join(cache, "kernel"), agent, self.initrd],
+        subprocess.run([os.path.join(TOP, "docker/guest/initramfs"), kernel_room(self.kernel_version), agent, self.initrd],
                        check=True, stdout=subprocess.DEVNULL)
         disks = os.path.join(server.state, "disks")  # the empty filesystem that the product copies for each sandbox
         self.template = os.path.join(disks, sorted(os.listdir(disks))[0])

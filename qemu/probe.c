@@ -17,6 +17,7 @@
 
 #define CACHE "accel.json"
 #define DIR_NAME "probe"
+#define CANCEL_LOOK_MS 200
 
 // ---- the kept verdict -------------------------------------------------------------------------------------------------
 struct key {
@@ -104,17 +105,38 @@ static const struct vm_callbacks CALLBACKS = {
     no_console, no_text, no_text, on_fatal, no_session, no_io, no_gone,
 };
 
-// False: the VM could not even be launched, which says nothing about KVM.
-static bool boot(const struct vm_spec *spec, struct loop *loop, int timeout_ms, struct probe_verdict *ret)
+enum outcome {
+    NOT_LAUNCHED, // which says nothing about KVM
+    ENDED_EARLY,
+    KNOWN,
+    LEFT,         // its processes could not be ended
+};
+
+// Looks at *cancelled as well: probe_end finds no processes that are still to be launched, nor those that are just in exec.
+static bool wait_ready(struct vm *vm, int64_t until, const atomic_bool *cancelled, struct err *err)
+{
+    bool ready = false, again = true;
+    while (again && !atomic_load(cancelled)) {
+        const int64_t now = clock_mono_ms();
+        memset(err, 0, sizeof *err);
+        ready = vm_wait_ready(vm, until - now > CANCEL_LOOK_MS ? now + CANCEL_LOOK_MS : until, err);
+        again = !ready && err->kind == ERR_TIMEOUT && clock_mono_ms() < until;
+    }
+    return ready;
+}
+
+static enum outcome boot(const struct vm_spec *spec, struct loop *loop, int timeout_ms, const atomic_bool *cancelled,
+                         struct probe_verdict *ret)
 {
     struct err err = {0};
+    bool left = false;
     struct proof proof = {.lock = PTHREAD_MUTEX_INITIALIZER};
     const int64_t start = clock_mono_ms();
     struct vm *vm = vm_launch(spec, loop, &CALLBACKS, &proof, &err);
-    const bool ready = vm && vm_wait_ready(vm, start + timeout_ms, &err);
+    const bool ready = vm && wait_ready(vm, start + timeout_ms, cancelled, &err);
     if (vm) {
         struct err ignored = {0};
-        (void)vm_end(vm, &ignored);
+        left = vm_end(vm, &ignored) != 0;
         vm_free(vm);
     }
     ret->kvm_usable = ready || proof.said_fatal;
@@ -126,7 +148,7 @@ static bool boot(const struct vm_spec *spec, struct loop *loop, int timeout_ms, 
                  timeout_ms / 1000);
     else
         snprintf(ret->reason, sizeof ret->reason, "%.150s", err.detail);
-    return vm != NULL;
+    return left ? LEFT : !vm ? NOT_LAUNCHED : ret->kvm_usable || err.kind == ERR_TIMEOUT ? KNOWN : ENDED_EARLY;
 }
 
 // Its name is of this run directory alone: servers beside each other end none but their own.
@@ -137,7 +159,7 @@ static void name_of(int run_parent_dirfd, char out[64])
     snprintf(out, 64, "probe-%llx-%llx", (unsigned long long)st.st_dev, (unsigned long long)st.st_ino);
 }
 
-int probe_end(int run_parent_dirfd, struct err *err)
+int probe_end(int run_parent_dirfd, bool tidy, struct err *err)
 {
     char id[64];
     struct stat st;
@@ -146,9 +168,14 @@ int probe_end(int run_parent_dirfd, struct err *err)
     name_of(run_parent_dirfd, id);
     if (vm_end_stray(NULL, id, NULL, err) != 0)
         return -1;
-    if (fd_remove_tree(run_parent_dirfd, DIR_NAME, NULL) != 0)
+    if (tidy && fd_remove_tree(run_parent_dirfd, DIR_NAME, NULL) != 0)
         return err_set(err, ERR_CLEANUP_FAILED, "probe", "the probe's directory cannot be removed");
     return 0;
+}
+
+static int stopping(struct err *err)
+{
+    return err_set(err, ERR_UNAVAILABLE, "stopping", "the server is stopping");
 }
 
 int probe_kvm(int state_dirfd, int run_parent_dirfd, const struct vm_spec *spec, const char *kernel_digest,
@@ -160,12 +187,15 @@ int probe_kvm(int state_dirfd, int run_parent_dirfd, const struct vm_spec *spec,
     memset(ret, 0, sizeof *ret);
     if (cached(state_dirfd, &key, ret))
         return 0;
+    if (atomic_load(cancelled))
+        return stopping(err);
+    if (probe_end(run_parent_dirfd, true, err) != 0)
+        return -1;
     struct loop *loop = loop_new(err); // its own: a hanging probe is nobody else's business
     if (!loop || loop_start(loop, "probe", err) != 0) {
         loop_free(loop);
         return -1;
     }
-    (void)fd_remove_tree(run_parent_dirfd, DIR_NAME, NULL);
     CLEANUP_FD int dir = mkdirat(run_parent_dirfd, DIR_NAME, 0700) == 0
                              ? openat(run_parent_dirfd, DIR_NAME, O_RDONLY | O_DIRECTORY | O_CLOEXEC)
                              : -1;
@@ -178,11 +208,14 @@ int probe_kvm(int state_dirfd, int run_parent_dirfd, const struct vm_spec *spec,
     name_of(run_parent_dirfd, id);
     own.id = id;
     own.run_dirfd = dir;
-    const bool launched = boot(&own, loop, timeout_ms, ret);
+    const enum outcome outcome = boot(&own, loop, timeout_ms, cancelled, ret);
     ret->probed_at_ms = clock_wall_ms();
     loop_free(loop);
-    (void)fd_remove_tree(run_parent_dirfd, DIR_NAME, NULL);
-    if (launched && !atomic_load(cancelled))
+    if (outcome != LEFT)
+        (void)fd_remove_tree(run_parent_dirfd, DIR_NAME, NULL);
+    if (atomic_load(cancelled)) // whatever it says may be of probe_end's making
+        return stopping(err);
+    if (outcome == KNOWN)
         keep(state_dirfd, &key, ret);
     return 0;
 }

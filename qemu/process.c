@@ -68,6 +68,18 @@ uint64_t process_start_time(pid_t pid)
     return at ? strtoull(at + 1, NULL, 10) : 0;
 }
 
+// Our QEMU and its bubblewrap both have `-name\0ID\0` in their command lines.
+// 1 it has, 0 it has not, -1 with errno: the host had nothing left to look with.
+static int names(pid_t pid, const char *id)
+{
+    char wanted[64];
+    CLEANUP_BUF struct buf b = BUF_INIT(65536);
+    const int n = snprintf(wanted, sizeof wanted, "-name%c%s", 0, id);
+    if (read_proc(pid, "cmdline", &b) != 0)
+        return cannot_tell(errno) ? -1 : 0;
+    return b.len > 0 && memmem(b.data, b.len, wanted, (size_t)n + 1) != NULL;
+}
+
 // ---- starting -----------------------------------------------------------------------------------------------------
 static const struct {
     int resource;
@@ -203,15 +215,17 @@ static pid_t read_info(int fd, int outer_pidfd)
 
 // QEMU can have ended before it could be looked at. Its bubblewrap, which ends with it and is not reaped yet, stands for it
 // then: how it ended is told where the end of any other is.
-static int hold(struct process *p, struct err *err)
+static int hold(struct process *p, const char *id, struct err *err)
 {
     errno = 0;
     p->start = process_start_time(p->pid);
     p->pidfd = p->start ? pidfd_open_(p->pid) : -1;
-    if (p->pidfd >= 0)
+    const int named = p->pidfd >= 0 ? names(p->pid, id) : 0; // looked at after the pidfd is held
+    if (named > 0)
         return 0;
-    if (cannot_tell(errno))
+    if (named < 0 || (p->pidfd < 0 && cannot_tell(errno)))
         return err_sys(err, errno, "looking at QEMU");
+    fd_close(&p->pidfd);
     p->pid = p->outer;
     p->start = p->outer_start;
     p->pidfd = fcntl(p->outer_pidfd, F_DUPFD_CLOEXEC, 0);
@@ -259,11 +273,10 @@ static int start_in_jail(const struct vm_spec *spec, struct child *c, struct pro
         p->outer_start = process_start_time(p->outer);
         p->outer_pidfd = pidfd_open_(p->outer);
         p->pid = read_info(info[0], p->outer_pidfd);
-        failed = p->pid > 0 ? hold(p, err) : explain(p, report[0], err);
+        failed = p->pid > 0 ? hold(p, spec->id, err) : explain(p, report[0], err);
     }
     fd_close(&info[0]);
     fd_close(&report[0]);
-    (void)spec;
     return failed;
 }
 
@@ -328,18 +341,6 @@ int process_start(const struct vm_spec *spec, const struct process_fds *fds, str
 }
 
 // ---- identity -----------------------------------------------------------------------------------------------------
-// Our QEMU and its bubblewrap both have `-name\0ID\0` in their command lines.
-// 1 it has, 0 it has not, -1 with errno: the host had nothing left to look with.
-static int names(pid_t pid, const char *id)
-{
-    char wanted[64];
-    CLEANUP_BUF struct buf b = BUF_INIT(65536);
-    const int n = snprintf(wanted, sizeof wanted, "-name%c%s", 0, id);
-    if (read_proc(pid, "cmdline", &b) != 0)
-        return cannot_tell(errno) ? -1 : 0;
-    return b.len > 0 && memmem(b.data, b.len, wanted, (size_t)n + 1) != NULL;
-}
-
 // 0: *ret_fd is its pidfd; 1: gone; -1 with errno: cannot be told.
 static int open_same(pid_t pid, uint64_t start, const char *id, int *ret_fd)
 {
@@ -425,27 +426,41 @@ void process_close(struct process *p)
     fd_close(&p->stderr_fd);
 }
 
-int process_end_named(const char *id, int timeout_ms)
+// Number found; *left of them are still alive, *all goes false when some could not be looked at.
+static int end_named_once(const char *id, int timeout_ms, int *left, bool *all)
 {
     DIR *d = opendir("/proc");
-    int left = 0;
-    bool all = true;
-    if (!d)
-        return -1;
+    int found = 0;
+    *left = 0;
+    if (!d) {
+        *all = false;
+        return 0;
+    }
     for (const struct dirent *e; (e = readdir(d));) {
         const pid_t pid = (pid_t)strtol(e->d_name, NULL, 10);
         const int named = pid <= 1 || pid == getpid() ? 0 : names(pid, id);
         const int fd = named > 0 ? pidfd_open_(pid) : -1;
         if (named < 0 || (named > 0 && fd < 0 && cannot_tell(errno)))
-            all = false;
+            *all = false;
         if (fd < 0)
             continue;
+        found++;
         if (names(pid, id) > 0)
             kill_fd(fd);
-        left += !ended(fd, timeout_ms);
+        *left += !ended(fd, timeout_ms);
         close(fd);
     }
     closedir(d);
+    return found;
+}
+
+int process_end_named(const char *id, int timeout_ms)
+{
+    int left = 0;
+    bool all = true;
+    // Again while there are some: a bubblewrap may have made its child behind the look, and a child may have been in exec.
+    for (int pass = 0; pass < 5 && end_named_once(id, timeout_ms, &left, &all) > 0 && left == 0 && all; pass++)
+        ;
     return all ? left : -1;
 }
 

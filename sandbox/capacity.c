@@ -12,12 +12,14 @@ int accel_choose(struct manager *m, const char *require, enum vm_accel *ret, str
     until.tv_sec += LIMIT_PROBE_MS / 1000 + 5;
     pthread_mutex_lock(&m->accel_lock);
     int waited = 0;
-    while (m->accel_known == ACCEL_UNKNOWN && waited == 0)
+    while (m->accel_known == ACCEL_UNKNOWN && waited == 0 && !atomic_load(&m->probe_cancelled))
         waited = pthread_cond_timedwait(&m->accel_cond, &m->accel_lock, &until);
     const bool known = m->accel_known == ACCEL_KNOWN, kvm = m->kvm_usable;
     char reason[sizeof m->accel_reason];
     snprintf(reason, sizeof reason, "%s", m->accel_reason);
     pthread_mutex_unlock(&m->accel_lock);
+    if (!known && atomic_load(&m->probe_cancelled))
+        return err_set(err, ERR_UNAVAILABLE, "stopping", "the server is stopping");
     if (!known)
         return err_set(err, ERR_UNAVAILABLE, "accel_unknown", "the accelerator is still being probed");
     const bool tcg_allowed = m->o.accel == ACCEL_TCG_ONLY || (m->o.accel == ACCEL_AUTO && m->o.allow_emulation);

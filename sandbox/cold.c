@@ -475,7 +475,9 @@ static int wake_admit(struct sandbox *s, struct op *op, struct launch *l, struct
     l->row.generation++;
     l->row.updated_at_ms = clock_wall_ms();
     struct change c = {.admit = &op->a, .from_state = SANDBOX_COLD, .cause = "resume", .job_insert = &op->job};
-    if (sandbox_row_copy(&shown, &l->row) != 0 || change_show_once(s, &c, &shown, err) != 0)
+    if (sandbox_row_copy(&shown, &l->row) != 0)
+        return err_set(err, ERR_INTERNAL, "out_of_memory", "out of memory");
+    if (change_show_once(s, &c, &shown, err) != 0)
         return -1;
     if (op->cb.admitted)
         op->cb.admitted(op->cb.arg, op->a.job_id);

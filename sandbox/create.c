@@ -197,7 +197,9 @@ void start_run(struct sandbox *s, struct op *op)
     snprintf(l.row.job_id, sizeof l.row.job_id, "%s", op->a.job_id);
     struct change c = {.admit = &op->a, .from_state = from, .cause = "start", .job_insert = &op->job};
     struct sandbox_row shown = {0};
-    if (sandbox_row_copy(&shown, &l.row) != 0 || change_show_once(s, &c, &shown, &err) != 0) {
+    const int failed = sandbox_row_copy(&shown, &l.row) != 0 ? err_set(&err, ERR_INTERNAL, "out_of_memory", "out of memory")
+                                                              : change_show_once(s, &c, &shown, &err);
+    if (failed) {
         op_done(op, s, &err);
         launch_close(&l);
         return;

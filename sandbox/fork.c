@@ -147,22 +147,26 @@ static void group_undo(struct fork_group *g, const struct err *why)
         undo_child(&g->children[i]);
     origin_unref(g->m, g->origin); // a full disk has room again for the outcome
     g->origin = NULL;
-    job_finish(g, false, problem);
-    if (change_commit(g->m, &c, &err) != 0)
-        log_error("fork of %s: its failure could not be recorded: %s", g->from, err.internal);
     for (unsigned i = 0; i < g->n; i++) { // one by one: a child that was deleted meanwhile is destroyed already
         struct child *one = &g->children[i];
         const int from = one->row.state;
         row_undone(&one->row);
-        const struct change u = {.update = &one->row, .from_state = from, .cause = "fork_undone"};
+        struct shown shown = {one->s, &one->row};
+        const struct change u = {.update = &one->row, .from_state = from, .cause = "fork_undone", .shown = &shown,
+                                 .n_shown = one->s ? 1 : 0};
         memset(&err, 0, sizeof err);
-        if (change_commit(g->m, &u, &err) != 0 && err.kind != ERR_CONFLICT)
+        const int failed = change_commit(g->m, &u, &err);
+        if (failed && err.kind != ERR_CONFLICT)
             log_error("sandbox %s: could not be undone: %s", one->row.id, err.internal);
-        if (one->s) {
+        if (failed && one->s) // it is gone all the same, and nobody must find it otherwise
             sandbox_publish(one->s, &one->row);
+        if (one->s)
             registry_remove(g->m, one->s);
-        }
     }
+    job_finish(g, false, problem); // last: who reads of it finds the children so
+    memset(&err, 0, sizeof err);
+    if (change_commit(g->m, &c, &err) != 0)
+        log_error("fork of %s: its failure could not be recorded: %s", g->from, err.internal);
     group_answer(g, why);
     group_free(g);
 }

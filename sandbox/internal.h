@@ -203,8 +203,9 @@ struct stage {
 int stages_run(struct sandbox *s, struct job_row *job, const struct stage *stages, size_t n, void *ctx, struct err *err);
 
 // ---- journal.c ------------------------------------------------------------------------------------------------
-// A sandbox as everybody sees it from a change on: published on the writer's thread, so that who reads of an outcome in the
-// store finds the sandbox in that state. The row's members are taken when the change succeeds.
+// A sandbox as everybody sees it from a change on: published on the store's thread right after the commit, before the caller
+// or anybody else is told, so that who reads of an outcome in the store and asks again finds the sandbox in that state. The
+// row's members are taken when the change succeeds.
 struct shown {
     struct sandbox *s;
     struct sandbox_row *row;

@@ -114,7 +114,7 @@ static void probe_work(void *arg)
         accel_decide(m, false, "/dev/kvm is missing or may not be opened", clock_wall_ms());
     else if (probe(m, &v, &err) == 0)
         accel_decide(m, v.kvm_usable, v.reason, v.probed_at_ms);
-    else
+    else if (!atomic_load(&m->probe_cancelled)) // else nobody is to act on it (accel_choose)
         accel_decide(m, false, err.detail, clock_wall_ms());
     atomic_fetch_sub(&m->active, 1);
 }
@@ -126,16 +126,16 @@ static void first_tick(void *arg)
 }
 
 // Nobody adopts a probe: one whose server is gone would run for ever.
-static void end_probe(struct manager *m)
+static void end_probe(struct manager *m, bool tidy)
 {
     struct err err = {0};
-    if (probe_end(m->run_dirfd, &err) != 0)
+    if (probe_end(m->run_dirfd, tidy, &err) != 0)
         log_warn("the accelerator's probe: %s", err.detail);
 }
 
 int manager_start(struct manager *m, struct err *err)
 {
-    end_probe(m);
+    end_probe(m, true);
     atomic_fetch_add(&m->active, 1);
     if (work_submit(m->ops, probe_work, m) != 0) {
         atomic_fetch_sub(&m->active, 1);
@@ -161,8 +161,11 @@ void manager_stop(struct manager *m)
     pthread_mutex_lock(&m->lock);
     m->stopping = true;
     pthread_mutex_unlock(&m->lock);
+    pthread_mutex_lock(&m->accel_lock);
     atomic_store(&m->probe_cancelled, true);
-    end_probe(m);
+    pthread_cond_broadcast(&m->accel_cond);
+    pthread_mutex_unlock(&m->accel_lock);
+    end_probe(m, false);
     hub_notify_all(m->hub);
     pool_end(m);
     templates_stop(m);
@@ -172,6 +175,7 @@ void manager_stop(struct manager *m)
         nanosleep(&pause, NULL);
     }
     pool_end(m); // what was being made meanwhile
+    end_probe(m, false);
 }
 
 void manager_free(struct manager *m)

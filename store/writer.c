@@ -42,8 +42,6 @@ static void item_fail(struct item *it, const struct err *err)
 static void item_tell(struct item *it)
 {
     struct waiter *w = it->waiter;
-    if (w && w->then && !it->err)
-        w->then(it->arg);
     if (w) { // *it and *w are gone once the lock is given back
         pthread_mutex_lock(&w->lock);
         w->failed = it->err != NULL;
@@ -162,6 +160,9 @@ static void run_group(struct store *s, struct item *group)
             if (!it->err)
                 item_fail(it, &err);
     }
+    for (struct item *it = group; it; it = it->next) // all can be read by now: before anybody is told
+        if (it->waiter && it->waiter->then && !it->err)
+            it->waiter->then(it->arg);
     for (struct item *next, *it = group; it; it = next) {
         next = it->next;
         item_tell(it);
