@@ -215,17 +215,15 @@ static pid_t read_info(int fd, int outer_pidfd)
 
 // QEMU can have ended before it could be looked at. Its bubblewrap, which ends with it and is not reaped yet, stands for it
 // then: how it ended is told where the end of any other is.
-static int hold(struct process *p, const char *id, struct err *err)
+static int hold(struct process *p, struct err *err)
 {
     errno = 0;
     p->start = process_start_time(p->pid);
     p->pidfd = p->start ? pidfd_open_(p->pid) : -1;
-    const int named = p->pidfd >= 0 ? names(p->pid, id) : 0; // looked at after the pidfd is held
-    if (named > 0)
+    if (p->pidfd >= 0)
         return 0;
-    if (named < 0 || (p->pidfd < 0 && cannot_tell(errno)))
+    if (cannot_tell(errno))
         return err_sys(err, errno, "looking at QEMU");
-    fd_close(&p->pidfd);
     p->pid = p->outer;
     p->start = p->outer_start;
     p->pidfd = fcntl(p->outer_pidfd, F_DUPFD_CLOEXEC, 0);
@@ -273,10 +271,11 @@ static int start_in_jail(const struct vm_spec *spec, struct child *c, struct pro
         p->outer_start = process_start_time(p->outer);
         p->outer_pidfd = pidfd_open_(p->outer);
         p->pid = read_info(info[0], p->outer_pidfd);
-        failed = p->pid > 0 ? hold(p, spec->id, err) : explain(p, report[0], err);
+        failed = p->pid > 0 ? hold(p, err) : explain(p, report[0], err);
     }
     fd_close(&info[0]);
     fd_close(&report[0]);
+    (void)spec;
     return failed;
 }
 

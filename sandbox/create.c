@@ -377,10 +377,12 @@ static void create_admit_work(void *arg)
         c->op->cb.done(c->op->cb.arg, NULL, &err);
         op_discard(c->op);
     } else {
-        registry_add(m, s);
         if (c->op->cb.admitted)
             c->op->cb.admitted(c->op->cb.arg, c->op->a.job_id);
-        op_enqueue(s, c->op);
+        op_enqueue(s, c->op); // before anybody finds it: a delete comes after its create
+        registry_add(m, s);
+        if (sandbox_present_state(s) == SANDBOX_DESTROYED) // by then already
+            registry_remove(m, s);
         sandbox_unref(s);
     }
     free(c);

@@ -423,8 +423,12 @@ static int not_live(struct manager *m, const char *tenant, const char *id, const
     struct sandbox_info *view = manager_get(m, tenant, id, &err);
     if (!view)
         return answer(cb, &err);
+    const bool gone = view->row.state == SANDBOX_DESTROYED;
     sandbox_info_unref(view);
-    err_set(&err, ERR_CONFLICT, "destroyed", "a destroyed sandbox cannot be %s", verb);
+    if (gone)
+        err_set(&err, ERR_CONFLICT, "destroyed", "a destroyed sandbox cannot be %s", verb);
+    else
+        err_set(&err, ERR_UNAVAILABLE, "busy", "the sandbox is being admitted");
     return answer(cb, &err);
 }
 
@@ -501,6 +505,11 @@ static int delete_again(struct manager *m, const char *id, const struct admissio
     struct sandbox_info *view = manager_get(m, a->tenant, id, &err);
     if (!view)
         return answer(cb, &err);
+    if (view->row.state != SANDBOX_DESTROYED) {
+        sandbox_info_unref(view);
+        err_set(&err, ERR_UNAVAILABLE, "busy", "the sandbox is being admitted");
+        return answer(cb, &err);
+    }
     struct redelete *r = calloc(1, sizeof *r);
     if (r) {
         *r = (struct redelete){.m = m, .a = *a, .status = status, .cb = *cb, .view = view};

@@ -140,6 +140,8 @@ void sandbox_unref(struct sandbox *s)
     free(s);
 }
 
+#define ADMISSION_MS 1000 // an admitted sandbox is here by then
+
 static unsigned bucket_of(const char *id)
 {
     uint32_t h = 2166136261u;
@@ -181,7 +183,7 @@ struct err not_found_error(void)
     return e;
 }
 
-struct sandbox *registry_find(struct manager *m, const char *tenant, const char *id, struct err *err)
+static struct sandbox *find_now(struct manager *m, const char *tenant, const char *id)
 {
     struct sandbox *found = NULL;
     pthread_mutex_lock(&m->lock);
@@ -191,6 +193,29 @@ struct sandbox *registry_find(struct manager *m, const char *tenant, const char 
             break;
         }
     pthread_mutex_unlock(&m->lock);
+    return found;
+}
+
+// Its row can be read before it is here: between the commit of its admission and registry_add there are its directories.
+static bool is_live_row(struct manager *m, const char *tenant, const char *id)
+{
+    struct err err = {0};
+    struct sandbox_row row = {0};
+    if (sandbox_get(m->store, tenant, id, &row, &err) != 0)
+        return false;
+    const bool is_live = row.state != SANDBOX_DESTROYED;
+    sandbox_row_free(&row);
+    return is_live;
+}
+
+struct sandbox *registry_find(struct manager *m, const char *tenant, const char *id, struct err *err)
+{
+    struct sandbox *found = find_now(m, tenant, id);
+    const int64_t until = clock_mono_ms() + ADMISSION_MS;
+    while (!found && tenant && is_live_row(m, tenant, id) && clock_mono_ms() < until) {
+        nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
+        found = find_now(m, tenant, id);
+    }
     if (!found && err)
         *err = not_found_error();
     return found;
@@ -211,7 +236,7 @@ struct sandbox **registry_all(struct manager *m, size_t *ret_n)
 // ---- what api reads -----------------------------------------------------------------------------------------------
 struct sandbox_info *manager_get(struct manager *m, const char *tenant, const char *id, struct err *err)
 {
-    struct sandbox *s = registry_find(m, tenant, id, NULL);
+    struct sandbox *s = find_now(m, tenant, id);
     if (s) {
         struct sandbox_info *i = sandbox_view(s);
         sandbox_unref(s);

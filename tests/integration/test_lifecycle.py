@@ -5,6 +5,7 @@ import threading
 import time
 
 import harness
+import saved
 
 BOX = "/v1/sandboxes"
 LIFE = {"ttl_seconds": 1800, "on_expiry": "destroy"}
@@ -60,6 +61,28 @@ def test_delete_while_starting(s):
     assert answers[0].status == 409 and answers[0].code == "deleted", answers[0]
     assert s.get(f"{BOX}/{box}").json["state"] == "destroyed"
     harness.until(lambda: not harness.vm_pids([box]), 5, "QEMU is gone")
+
+
+@harness.deadline(150)
+def test_delete_at_once(s):
+    """A sandbox that is seen in the list can be deleted in that moment: it is not there afterwards, whatever its create answered"""
+    body = {"image": "debian", "lifecycle": {"ttl_seconds": 600, "on_expiry": "destroy"}}
+    mine = lambda: {i["id"] for i in s.get("/v1/sandboxes?limit=500", check=False).json["items"]}  # noqa: E731
+    before = mine()
+    for _ in range(60):
+        t, answers = saved.aside(s.post, "/v1/sandboxes", body)
+        listed = set()
+        while not listed and not answers:  # without a pause: it is about that moment
+            listed = mine() - before
+        box = next(iter(listed or mine() - before))
+        report = s.delete(f"/v1/sandboxes/{box}", expect=200).json
+        t.join(30)
+        assert not report["failed"], report
+        assert answers[0].status == 201 or answers[0].code == "deleted", answers[0]
+        assert s.get(f"/v1/sandboxes/{box}").json["state"] == "destroyed", (report, answers[0])
+    assert mine() == before
+    harness.until(lambda: not [j for j in s.get("/v1/jobs?limit=200").json["items"] if j["state"] in ("queued", "running")], 20,
+                  "every job ends")
 
 
 def test_delete_twice(s):
