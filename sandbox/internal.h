@@ -236,9 +236,9 @@ struct change {
 };
 int change_commit(struct manager *m, const struct change *c, struct err *err);
 // The same with row as update and as what is shown. Its members are taken when that succeeds …
-int change_show(struct sandbox *s, struct change *c, struct sandbox_row *row, struct err *err);
+int change_show(struct sandbox *s, const struct change *c, struct sandbox_row *row, struct err *err);
 // … or either way.
-int change_show_once(struct sandbox *s, struct change *c, struct sandbox_row *row, struct err *err);
+int change_show_once(struct sandbox *s, const struct change *c, struct sandbox_row *row, struct err *err);
 // Same, not waiting: deep-copies nothing; everything pointed to must live until done.
 int change_submit(struct manager *m, const struct change *c, store_done_fn done, void *arg);
 int change_apply(struct store_tx *tx, const struct change *c, struct err *err);

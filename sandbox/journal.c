@@ -107,18 +107,17 @@ int change_commit(struct manager *m, const struct change *c, struct err *err)
     return store_write_then(m->store, apply_fn, show, (void *)c, err);
 }
 
-int change_show(struct sandbox *s, struct change *c, struct sandbox_row *row, struct err *err)
+int change_show(struct sandbox *s, const struct change *c, struct sandbox_row *row, struct err *err)
 {
     struct shown one = {s, row};
-    c->update = row;
-    c->shown = &one;
-    c->n_shown = 1;
-    const int failed = change_commit(s->m, c, err);
-    c->n_shown = 0;
-    return failed;
+    struct change whole = *c;
+    whole.update = row;
+    whole.shown = &one;
+    whole.n_shown = 1;
+    return change_commit(s->m, &whole, err);
 }
 
-int change_show_once(struct sandbox *s, struct change *c, struct sandbox_row *row, struct err *err)
+int change_show_once(struct sandbox *s, const struct change *c, struct sandbox_row *row, struct err *err)
 {
     const int failed = change_show(s, c, row, err);
     if (failed)
