@@ -439,6 +439,14 @@ class Server:
                 ids.update(n for n in os.listdir(folder) if n.startswith("sbx"))
         return ids
 
+    def probes(self):
+        """Its probe of KVM, where one is under way."""
+        try:
+            at = os.stat(os.path.join(self.state, "run"))
+        except FileNotFoundError:
+            return {}
+        return vm_pids([f"probe-{at.st_dev:x}-{at.st_ino:x}"])
+
     def close(self):
         """Ends the server and every VM it had; returns the pids of VMs that had to be ended."""
         if self.process and self.process.poll() is None:
@@ -448,7 +456,7 @@ class Server:
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 self.process.wait(10)
-        left = list({**vm_pids(self.sandbox_ids()), **disks(self.state)})
+        left = list({**vm_pids(self.sandbox_ids()), **disks(self.state), **self.probes()})
         for pid in left:
             try:
                 os.kill(pid, signal.SIGKILL)

@@ -188,23 +188,16 @@ def test_probe_ends_with_the_server():
     top = tempfile.mkdtemp(prefix="airlock-hangs-")
     s = harness.Server("test_host.probe", args=["--qemu", os.path.join(top, "qemu")])
     run = os.path.join(s.state, "run")
-
-    def probes():
-        try:
-            at = os.stat(run)
-        except FileNotFoundError:
-            return {}
-        return harness.vm_pids([f"probe-{at.st_dev:x}-{at.st_ino:x}"])
     try:
         os.chmod(top, 0o755)
         subprocess.run(["cc", "-o", os.path.join(top, "qemu"), "-xc", "-"], input=HANGS, text=True, check=True)
         s.spawn()  # not until it is ready: a probe lasts ten seconds
-        first = set(harness.until(lambda: len(probes()) >= 2 and probes(), 10, "a probe and its jail"))
+        first = set(harness.until(lambda: len(s.probes()) >= 2 and s.probes(), 10, "a probe and its jail"))
         s.kill()
-        assert first == set(probes()), "it lives on: that is what is mended here"
+        assert first == set(s.probes()), "it lives on: that is what is mended here"
         s.start()
         harness.until(lambda: not any(map(harness.alive, first)), 10, "end of the old probe")
-        harness.until(lambda: len(probes()) >= 2, 10, "a new one")
+        harness.until(lambda: len(s.probes()) >= 2, 10, "a new one")
         answers = []
 
         def create():
@@ -220,11 +213,9 @@ def test_probe_ends_with_the_server():
         assert answers == ["stopping"], answers
         with contextlib.closing(sqlite3.connect(os.path.join(s.state, "airlock.db"))) as db:
             assert db.execute("SELECT count(*) FROM sandboxes").fetchone() == (0,), "it was made without KVM"
-        harness.until(lambda: not probes(), 5, "end of the new one")
+        harness.until(lambda: not s.probes(), 5, "end of the new one")
         assert not os.listdir(run) and not os.path.exists(os.path.join(s.state, "accel.json"))
     finally:
-        for pid in probes():
-            os.kill(pid, signal.SIGKILL)
         s.close()
         shutil.rmtree(top)
 
