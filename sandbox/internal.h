@@ -160,7 +160,8 @@ struct manager {
 struct sandbox *sandbox_new(struct manager *m, struct sandbox_row *row_stolen, bool make, struct err *err);
 void registry_add(struct manager *m, struct sandbox *s);       // takes a reference of its own
 void registry_remove(struct manager *m, struct sandbox *s);
-// A new reference, or NULL with not_found: tenant NULL is the server itself.
+// A new reference, or NULL with not_found: tenant NULL is the server itself. For a tenant it waits, a second at most, for one
+// whose row was committed a moment ago: lists have it already.
 struct sandbox *registry_find(struct manager *m, const char *tenant, const char *id, struct err *err);
 struct sandbox *sandbox_ref(struct sandbox *s);
 void sandbox_unref(struct sandbox *s);                          // accepts NULL

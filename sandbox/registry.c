@@ -197,22 +197,23 @@ static struct sandbox *find_now(struct manager *m, const char *tenant, const cha
 }
 
 // Its row can be read before it is here: between the commit of its admission and registry_add there are its directories.
-static bool is_live_row(struct manager *m, const char *tenant, const char *id)
+// Only new rows are waited for: one that could not be taken over at a start must not hold up those who ask.
+static bool is_new_row(struct manager *m, const char *tenant, const char *id)
 {
     struct err err = {0};
     struct sandbox_row row = {0};
     if (sandbox_get(m->store, tenant, id, &row, &err) != 0)
         return false;
-    const bool is_live = row.state != SANDBOX_DESTROYED;
+    const bool is_new = row.state == SANDBOX_STARTING && clock_wall_ms() - row.created_at_ms < 10 * ADMISSION_MS;
     sandbox_row_free(&row);
-    return is_live;
+    return is_new;
 }
 
 struct sandbox *registry_find(struct manager *m, const char *tenant, const char *id, struct err *err)
 {
     struct sandbox *found = find_now(m, tenant, id);
     const int64_t until = clock_mono_ms() + ADMISSION_MS;
-    while (!found && tenant && is_live_row(m, tenant, id) && clock_mono_ms() < until) {
+    while (!found && tenant && is_new_row(m, tenant, id) && clock_mono_ms() < until) {
         nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
         found = find_now(m, tenant, id);
     }
